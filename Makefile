@@ -1,0 +1,31 @@
+# Two commands matter: `make demo` (the whole chain, for real) and `make test`. Set-up happens by itself, once.
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+# starts Python with the allocator and thread settings that longtake's own stages run under
+RUN := $(BIN)/python -m longtake.cli.environment
+
+.PHONY: demo test test-all lint
+
+demo: .venv/ready
+	@$(BIN)/longtake demo --seed $(SEED)
+
+test: .venv/ready
+	@$(RUN) -m pytest -q -m "not slow"
+
+test-all: .venv/ready
+	@$(RUN) -m pytest -q
+
+lint: .venv/ready
+	@$(BIN)/ruff format --check --quiet src tests
+	@$(BIN)/ruff check --quiet src tests
+	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+
+# PIP_CONSTRAINT pins what builds the package as well as what runs it
+.venv/ready: pyproject.toml constraints.txt
+	@echo "setting up .venv (a minute or two, once)"
+	@$(PYTHON) -m venv .venv
+	@PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install -c constraints.txt -e '.[dev]' \
+		> .venv/setup.log 2>&1 || { tail -n 30 .venv/setup.log; echo "set-up failed; all of it: .venv/setup.log"; exit 1; }
+	@touch $@

@@ -1,0 +1,49 @@
+"""The whole chain on a laptop: films → stand-in base model → SFT → difficulty → GRPO → evaluation → report.
+
+Everything is real but small: H.264 films of a simulated world, a Qwen3-VL network of half a million parameters, the same
+recipes that a user runs. "base" makes a stand-in for a pretrained model and uses the simulator's labels for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from longtake.config import Settings
+from longtake.log import Log, RunFolder
+
+FILMS = {"sft": 2000, "rl": 800, "gate": 200, "test": 600}
+FRAMES = (8, 16, 32, 64)
+BASE_STEPS, SFT_STEPS, GRPO_STEPS = 800, 600, 160
+
+
+class Config(Settings):
+    """Runs the demo; run again after a kill, it goes on where it was."""
+
+    seed: int = Field(0, ge=0, description="of films, model and training")
+    out: Path = Field(Path("out/demo"), description="where everything goes; report.html is the page to look at")
+    fresh: bool = Field(False, description="move an older demo in `out` aside and begin again")
+    scale: float = Field(1.0, gt=0, le=1, description="share of films and steps: small for a quick look, too small to learn")
+    workers: int = Field(2, ge=1, description="processes that render and decode")
+
+
+def run(config: Config, log: Log) -> dict[str, Any]:
+    """Runs all stages; returns the summary that is also in summary.json."""
+    from longtake import report
+    from longtake.cli import demo_stages as stages
+
+    folder = RunFolder.open(config.out, "demo", config.model_dump(mode="json"), fresh=config.fresh)
+    plan = stages.Plan(config.out, config.seed, config.scale, config.workers)
+    for name, stage in stages.STAGES.items():
+        log.open(folder)
+        log.note(f"demo: {name}")
+        with log.phase(name):
+            stage(plan, log)
+    log.open(folder)
+    summary = stages.summary(plan, folder.seconds)
+    page = report.build(config.out)
+    folder.set_status("done")
+    log.say(f"look at {page}")
+    return summary

@@ -1,0 +1,146 @@
+"""`longtake STAGE [file.yaml …] [rows.jsonl …] [--key value …]`: choose the stage, read settings, tell how it ended.
+
+Exit codes: 0 done, 1 failed, 2 wrong settings, 130 interrupted, 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import longtake
+from longtake.cli import dry, environment, help  # noqa: A004 — the file's name
+from longtake.cli.arguments import parse
+from longtake.cli.stages import STAGES, Stage
+from longtake.config import ConfigError, load, suggest
+from longtake.errors import UserError
+from longtake.log import Log
+from longtake.log.files import disk_full, full, plain
+
+MOST_LINES = 6
+OF_TRAIN = ("torch", "transformers", "safetensors", "tokenizers", "av", "PIL", "matplotlib", "jaxtyping")
+
+
+def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
+    """Run a command; `argv` None = the words of this process. Returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    json_output = "--json" in words
+    try:
+        real = not {"--help", "-h", "--dry-run"} & set(words)
+        if argv is None and real and words and words[0] in stages and stages[words[0]].trains:
+            environment.restart(sys.orig_argv[1:])
+        return command(words, stages)
+    except ConfigError as error:
+        return tell(str(error), 2, json_output)
+    except UserError as error:
+        return tell(str(error), 1, json_output)
+    except KeyboardInterrupt:
+        return tell(interrupted(words, stages), 130, json_output=False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 141
+
+
+def command(words: Sequence[str], stages: Mapping[str, Stage]) -> int:
+    """Top-level words, or the stage. Raises UserError, KeyboardInterrupt and BrokenPipeError only."""
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(help.stages_help(stages))
+        return 0
+    if words[0] == "--version":
+        print(longtake.__version__)
+        return 0
+    name, *rest = words
+    if name not in stages:
+        near = suggest(name, stages)
+        meant = f" — did you mean '{near}'?" if near else f"; there are {', '.join(stages)}"
+        raise ConfigError([f"{name}: unknown stage{meant}"])
+    log = Log(json_output="--json" in rest)
+    try:
+        return run_stage(name, stages[name], rest, log)
+    except (UserError, BrokenPipeError):
+        raise
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in OF_TRAIN:
+            raise crash(name, error, log) from error
+        fix = "pip install 'longtake[train]'"
+        raise UserError(f"longtake {name} needs {missing}, which is not installed", fix=fix) from error
+    except Exception as error:
+        if disk_full(error):  # from a writer that did not go through log.writing
+            raise full(log.folder.path if log.folder else Path.cwd()) from error
+        raise crash(name, error, log) from error
+
+
+def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log) -> int:
+    """Read the settings and run; the run folder that was open is told how it ended."""
+    module = importlib.import_module(stage.module)
+    arguments = parse(module.Config, words, stage.positional)
+    if "help" in arguments.common:
+        help.print_stage_help(name, stage, module.Config)
+        return 0
+    loaded = load(module.Config, arguments.files, arguments.given, arguments.problems)
+    if "dry-run" in arguments.common:
+        found = dry.plan(loaded)
+        print(json.dumps({"stage": name, **plain(found)}) if log.json_output else dry.text(name, found, loaded))
+        return 0
+    try:
+        summary: dict[str, Any] = module.run(loaded.config, log)
+    except KeyboardInterrupt:
+        log.ended("stopped: interrupted")
+        raise
+    except Exception as error:
+        log.ended(f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        raise
+    finally:
+        log.clear()
+    log.close()
+    if log.json_output:
+        print(json.dumps(plain(summary), ensure_ascii=False))
+    elif not stage.speaks:
+        log.summary(summary)
+    sys.stdout.flush()
+    return 1 if summary.get("ok") is False else 0
+
+
+def tell(text: str, code: int, json_output: bool) -> int:
+    """Say on stderr why it ended, in at most MOST_LINES; with --json stdout gets {"error": text} as well."""
+    lines = text.splitlines()[:MOST_LINES]
+    print("\n".join(lines), file=sys.stderr)
+    if json_output:
+        print(json.dumps({"error": text}, ensure_ascii=False))
+    return code
+
+
+def interrupted(words: Sequence[str], stages: Mapping[str, Stage]) -> str:
+    """How to go on after Ctrl-C."""
+    if not (words and words[0] in stages and stages[words[0]].trains):
+        return "stopped"
+    again = shlex.join(["longtake", *(word for word in words if word != "--fresh")])
+    return f"stopped; what was done is kept. To go on:\n  {again}"
+
+
+def crash(name: str, error: Exception, log: Log) -> UserError:
+    """A failure nobody foresaw: one line, and the whole traceback in a file."""
+    what = f"longtake {name} failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    details = "".join(traceback.format_exception(error))
+    try:
+        if log.folder is not None:
+            path = log.folder.path / "error.log"
+        else:
+            path = Path(tempfile.mkstemp(prefix="longtake-", suffix=".log")[1])
+        path.write_text(details, encoding="utf-8")
+    except OSError:
+        return UserError(what, where=details.splitlines()[-3].strip(), why="(no traceback file: the disk refused)")
+    return UserError(what, where=f"{path} holds the whole traceback")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""The stages people type, as data. A stage's module has `Config` and `run(config, log) -> summary`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One command. Example: Stage("longtake.recipes.sft", "teach …", ("rows",), trains=True)."""
+
+    module: str  # imported only when the stage is chosen
+    sentence: str
+    positional: tuple[str, ...] = ()  # fields of Config that plain arguments fill
+    trains: bool = False  # long work in a run folder: started under environment.BEFORE_START, goes on when run again
+    speaks: bool = False  # says its result itself; else the summary is printed
+
+
+STAGES = {
+    "demo": Stage(
+        "longtake.cli.demo", "the whole chain on a laptop: films, training, evaluation, report", (), True, True
+    ),
+    "difficulty": Stage(
+        "longtake.recipes.difficulty", "answer each question k times; split by pass rate", ("rows",), True
+    ),
+    "sft": Stage("longtake.recipes.sft", "learn from written answers (chain-of-thought fine-tuning)", ("rows",), True),
+    "grpo": Stage(
+        "longtake.recipes.grpo", "learn from rewards, without a critic (GRPO and its family)", ("rows",), True
+    ),
+    "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True),
+    "ask": Stage("longtake.cli.ask", "answer a question about a film", ("film", "question"), speaks=True),
+    "view": Stage("longtake.cli.view", "look at a run folder: one HTML page", ("folder",), speaks=True),
+    "doctor": Stage("longtake.cli.doctor", "check this computer; every ✗ with the command that mends it", speaks=True),
+}

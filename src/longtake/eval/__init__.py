@@ -1,0 +1,1 @@
+"""Evaluation: scores with intervals, and what can be scored without looking."""

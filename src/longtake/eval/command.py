@@ -1,0 +1,141 @@
+"""Accuracy by kind, hops and number of frames, sampled and greedy, with blind controls; or blind baselines without a model.
+
+A setting is (frames, control): one prefill a question serves the sampled and the greedy answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from longtake.config import Settings
+from longtake.log import Log, RunFolder, read_jsonl, write_json_atomic
+from longtake.log.files import write_jsonl
+from longtake.train.settings import Video
+
+if TYPE_CHECKING:
+    from longtake.engines.local import LocalEngine
+    from longtake.eval.summary import Outcome
+    from longtake.records import FramePolicy, Question
+    from longtake.runtime.films import Films
+
+
+class Config(Settings):
+    """Answer questions and count; `--blind` needs no model."""
+
+    rows: Path = Field(description="questions with known answers, in any format of the docs")
+    model: str | None = Field(None, description="hub id or folder of a checkpoint")
+    blind: bool = Field(False, description="no model: majority letter, longest option, surface model")
+    out: Path = Field(Path("out/eval"), description="run folder: eval.json, outcomes/")
+    fresh: bool = Field(False, description="move an older run in `out` aside and begin again")
+    temperature: float = Field(1.0, gt=0, description="of the sampled answer; the greedy one always comes with it")
+    controls: tuple[Literal["no_video", "shuffled", "one_frame"], ...] = Field(
+        (), description="blind controls, at most frames"
+    )
+    max_tokens: int = Field(1024, ge=1, description="longest answer")
+    batch: int = Field(100, ge=1, description="questions answered together")
+    dtype: str = Field("auto", description="auto (as saved), float32 or bfloat16")
+    seed: int = Field(0, description="of sampling and of the surface model's folds")
+    video: Video = Field(Video(), description="every number in frames is evaluated")
+
+    @model_validator(mode="after")
+    def _used(self) -> Config:
+        if self.blind and (idle := self.model_fields_set - {"rows", "blind", "seed"}):
+            raise ValueError(f"--blind looks at no film and asks no model: leave out {', '.join(sorted(idle))}")
+        if not self.blind and self.model is None:
+            raise ValueError("model is missing: name a hub id or folder, or use --blind")
+        return self
+
+
+def run(config: Config, log: Log) -> dict[str, Any]:
+    """Returns what eval.json holds, or the blind baselines."""
+    if config.blind:
+        from longtake.eval import blind
+        from longtake.eval.blind_table import table
+
+        found = blind.report(config.rows, config.seed)
+        log.say(table(found))
+        return found
+    return evaluate(config, log)
+
+
+def evaluate(config: Config, log: Log) -> dict[str, Any]:
+    """Every setting in turn; a setting that is on disk is not asked again."""
+    from longtake.data.rows import read_questions
+    from longtake.engines.local import LocalEngine
+    from longtake.eval.summary import Outcome, summary
+    from longtake.records import FramePolicy
+    from longtake.runtime.load import load_model, weights_version
+    from longtake.train.session import decode, open_films
+
+    folder = RunFolder.open(config.out, "eval", config.model_dump(mode="json"), fresh=config.fresh)
+    log.open(folder)
+    with log.phase("load"):
+        model = load_model(str(config.model), config.dtype)
+    films = open_films(model, config.video, config.out, frozen=True)
+    more = [FramePolicy(frames=1, max_pixels=config.video.max_pixels)] if "one_frame" in config.controls else []
+    questions = decode(films, read_questions(config.rows, config.video.root), config.video, log, more)
+    engine = LocalEngine(model, films.features, weights_version(model))
+    policies = config.video.policies()
+    settings = [(policy, "") for policy in policies] + [(policies[-1], control) for control in config.controls]
+    outcomes: list[Outcome] = []
+    for step, (policy, control) in enumerate(settings, 1):
+        frames = policy.frames or 0
+        paths = [config.out / "outcomes" / f"{frames}-{way}-{control or 'none'}.jsonl" for way in ("sampled", "greedy")]
+        if all(path.exists() for path in paths):
+            found = [_read(row) for path in paths for row in read_jsonl(path)]
+        else:
+            found = _setting(config, engine, films, questions, policy, control, log, paths)
+        outcomes += found
+        sampled = [o.correct for o in found if o.temperature]
+        log.step(step, len(settings), {"frames": float(frames), "accuracy": sum(sampled) / len(sampled)})
+    result = summary(str(config.model), outcomes)
+    write_json_atomic(config.out / "eval.json", result)
+    folder.set_status("done")
+    return result
+
+
+def _setting(
+    config: Config, engine: LocalEngine, films: Films, questions: list[Question], policy: FramePolicy, control: Any, log: Log,
+    paths: list[Path],
+) -> list[Outcome]:  # fmt: skip
+    """Asks every question once sampled and once greedily; writes both files of outcomes."""
+    from longtake.eval.summary import Outcome
+    from longtake.rewards.extract import extract
+    from longtake.rewards.mix import Mix
+    from longtake.runtime.films import Look
+    from longtake.train.rollout import rollout
+    from longtake.train.session import encode
+    from longtake.train.settings import own_policy
+
+    looks = [Look(q, own_policy(q.policy, config.video.max_pixels) if q.policy else policy, control) for q in questions]
+    encode(films, looks, log)
+    heats = (config.temperature, 0.0)
+    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for start in range(0, len(looks), config.batch):
+        with log.phase("answer"):
+            part = looks[start : start + config.batch]
+            key = (config.seed, "eval", policy, control)
+            seen = rollout(engine, films, part, heats, Mix({"format": 1.0}), config.max_tokens, *key)
+        for look, group, scores in zip(seen.looks, seen.groups, seen.scores, strict=True):
+            question, receipt = look.question, group.prompt.receipt
+            for place, (answer, score) in enumerate(zip(group.answers, scores, strict=True)):
+                outcome = Outcome(
+                    question.id, question.kind, question.hops, score.correct is True, score.formed, len(answer.ids), answer.text,
+                    extract(answer.text, question.options), policy.frames or 0, heats[place], control,
+                )  # fmt: skip
+                rows[place].append(asdict(outcome) | {"receipt": receipt and asdict(receipt)})
+        log.show("questions", start + len(part), len(looks), f"{policy.frames or 'own'} frames {control}")
+    for path, own in zip(paths, rows, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        write_jsonl(path, own)
+    return [_read(row) for own in rows for row in own]
+
+
+def _read(row: dict[str, Any]) -> Outcome:
+    from longtake.eval.summary import Outcome
+
+    return Outcome(**{key: value for key, value in row.items() if key != "receipt"})

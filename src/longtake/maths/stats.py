@@ -1,0 +1,57 @@
+"""How sure a measured number is: intervals of shares, means and paired differences. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist, fmean, stdev
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number, the interval that covers the truth with the confidence asked for, and how many samples it rests on.
+
+    Example: Estimate(0.80, 0.766, 0.830, 600).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def share(successes: int, n: int, confidence: float = 0.95) -> Estimate:
+    """Share of successes with its Wilson score interval (Wilson 1927): sensible at 0, at 1 and for few samples."""
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
+    z = _z(confidence)
+    value = successes / n
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    return Estimate(value, centre - half if successes else 0.0, centre + half if successes < n else 1.0, n)
+
+
+def mean(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean with its normal interval: mean ± z s / √n, s the sample deviation. At least 2 values."""
+    if len(values) < 2:
+        raise ValueError(f"an interval of a mean needs at least 2 values, got {len(values)}")
+    value = fmean(values)
+    half = _z(confidence) * stdev(values) / sqrt(len(values))
+    return Estimate(value, value - half, value + half, len(values))
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean of after - before over the same questions, in the same order, with its normal interval.
+
+    For right/wrong outcomes (0 and 1) only the questions that changed side widen it, as in McNemar's test.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"pairs need equal lengths, got {len(before)} before and {len(after)} after")
+    return mean([b - a for a, b in zip(before, after, strict=True)], confidence)
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,0 +1,1 @@
+"""One device's networks, one file a family, each behind protocols.Model."""

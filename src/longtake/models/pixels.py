@@ -1,0 +1,107 @@
+"""From decoded frames to the patches that a Qwen-style vision tower reads: sizes, patch order, normalisation.
+
+F frames, H height, W width (pixels), N patches, C = channels x temporal patch x patch x patch numbers of one patch.
+Source: the video processors of transformers (qwen3_vl); tests compare with a plain twin and with its image processor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longtake.errors import UserError
+
+LONGEST_ASPECT = 200  # beyond it the tower's position grid means nothing; the processors refuse too
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The constants of a checkpoint's video processor (and the two of its image processor that differ).
+
+    Example: Pixels(16, 2, 2, mean=(0.5,) * 3, std=(0.5,) * 3, shortest_edge=4096, longest_edge=25165824).
+    """
+
+    patch: int  # pixels along one edge of a patch
+    temporal_patch: int  # frames in one temporal patch
+    merge: int  # patches along one edge of a visual token
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    shortest_edge: int  # least pixels of a whole film (frames x height x width)
+    longest_edge: int  # most pixels of a whole film
+    cap_pixels_per_frame: bool = False
+    max_video_tokens: int = 768  # of one frame, read only with cap_pixels_per_frame
+    image_shortest_edge: int = 65536  # of one picture; kept so that a saved checkpoint is whole
+    image_longest_edge: int = 16777216
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one edge of a visual token."""
+        return self.patch * self.merge
+
+    def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
+        """Size in pixels (width, height) that `frames` frames are resized to; `max_pixels` bounds one frame.
+
+        Raises UserError for a shape that no grid of patches can show.
+        """
+        frames = max(frames, self.temporal_patch)
+        most = self.longest_edge
+        if self.cap_pixels_per_frame:
+            share = min(self.max_video_tokens * self.factor**2, self.longest_edge // frames)
+            most = max(share, int(self.shortest_edge * 1.05)) * frames
+        if max_pixels is not None:
+            if max_pixels < self.factor**2:
+                why = f"one visual token is {self.factor} x {self.factor} = {self.factor**2} pixels"
+                raise UserError(f"max_pixels {max_pixels} is too small", why=why, fix="raise max_pixels")
+            most = min(most, max_pixels * frames)
+        if max(width, height) > LONGEST_ASPECT * min(width, height):
+            what = f"a film of {width} x {height} pixels is too long and thin"
+            raise UserError(what, why=f"the longer side is more than {LONGEST_ASPECT} times the shorter", fix="crop it")
+        wide, high = self._resize(width, height, frames, self.shortest_edge, most)
+        if (
+            max_pixels is not None and wide * high > max_pixels
+        ):  # the processor's least size yields to the caller's limit
+            wide, high = self._resize(width, height, frames, 0, most)
+        return wide, high
+
+    def _resize(self, width: int, height: int, frames: int, least: int, most: int) -> tuple[int, int]:
+        """`smart_resize` of transformers' Qwen3-VL video processor: both edges multiples of factor, near the aspect."""
+        factor = self.factor
+        if height < factor or width < factor:
+            scale = max(factor / height, factor / width)
+            width, height = int(width * scale), int(height * scale)
+        wide, high = round(width / factor) * factor, round(height / factor) * factor
+        shown = round(frames / self.temporal_patch) * self.temporal_patch * wide * high
+        if shown > most:
+            beta = math.sqrt(frames * width * height / most)
+            wide = max(factor, math.floor(width / beta / factor) * factor)
+            high = max(factor, math.floor(height / beta / factor) * factor)
+        elif shown < least:
+            beta = math.sqrt(least / (frames * width * height))
+            wide = math.ceil(width * beta / factor) * factor
+            high = math.ceil(height * beta / factor) * factor
+        return wide, high
+
+    def grid(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+        """Patches along (time, height, width). Raises ValueError unless the film fills its patches."""
+        if frames % self.temporal_patch or width % self.factor or height % self.factor:
+            rule = f"frames must be a multiple of {self.temporal_patch}, width and height of {self.factor}"
+            raise ValueError(f"{rule}: got {frames} frames of {width} x {height}")
+        return frames // self.temporal_patch, height // self.patch, width // self.patch
+
+    def patchify(self, frames_FHWC: np.ndarray, device: torch.device) -> Tensor:
+        """uint8 [F, H, W, 3] → float32 [N, C], patches in the tower's order: merge blocks lie together."""
+        frames, height, width, channels = frames_FHWC.shape
+        t, h, w = self.grid(width, height, frames)
+        p, m, s = self.patch, self.merge, self.temporal_patch
+        owned = np.require(
+            frames_FHWC, requirements=["C", "W"]
+        )  # a read-only memory map is copied: torch cannot hold one
+        blocks = torch.from_numpy(owned).to(device).view(t, s, h // m, m, p, w // m, m, p, channels)
+        patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).to(torch.float32, memory_format=torch.contiguous_format)
+        mean = torch.tensor(self.mean, device=device)[:, None, None, None] * 255.0
+        std = torch.tensor(self.std, device=device)[:, None, None, None] * 255.0
+        return patches.sub_(mean).div_(std).view(t * h * w, channels * s * p * p)

@@ -1,0 +1,250 @@
+"""Qwen3-VL behind the Model protocol: transformers' own class, our pixels, prompt, positions and attention.
+
+T packed tokens, P prompt tokens, N visual tokens, L feature levels (merged tokens, then DeepStack), E model width, V
+vocabulary, C numbers of one patch.
+Sources: Qwen3-VL technical report (arXiv 2511.21631), DeepStack (arXiv 2406.04334), both as in transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import Qwen3VLForConditionalGeneration
+
+from longtake.errors import UserError
+from longtake.models import attention as registered
+from longtake.models.pixels import Pixels
+from longtake.models.quiet import quiet
+from longtake.records import Features, Prompt, Question, Receipt
+
+SLAB = 65536  # patches in one call of the tower: bounds its memory; frames never see each other, so cuts are exact
+
+
+class PatchEmbed(nn.Module):
+    """transformers' Conv3d whose stride is its kernel, as the matrix product it is; the weights stay where they are.
+
+    On CPU the convolution takes three (forward) to five times (backward) as long.
+    """
+
+    def __init__(self, proj: nn.Conv3d) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, patches_NC: Tensor) -> Tensor:
+        return linear(patches_NC.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Qwen3VL:
+    """A Qwen3-VL network with its tokenizer and the constants of its processor (see protocols.Model).
+
+    Example: model = load_model("Qwen/Qwen3-VL-2B-Instruct"); model.encode([frames_FHWC])[0].level_LNE.
+    """
+
+    family = "qwen3_vl"
+
+    def __init__(self, net: Qwen3VLForConditionalGeneration, tokenizer: Any, pixels: Pixels) -> None:
+        config = net.config
+        if not isinstance(net.lm_head, nn.Linear):
+            raise ValueError(f"lm_head must be a plain nn.Linear, got {type(net.lm_head).__name__}")
+        if len(tokenizer) > net.lm_head.out_features:
+            why = f"the tokenizer has {len(tokenizer)} tokens, the network {net.lm_head.out_features}"
+            raise UserError("tokenizer and network do not belong together", why=why)
+        if not tokenizer.chat_template:
+            raise UserError("the tokenizer has no chat template", fix="use an instruct checkpoint, or set one")
+        registered.register()
+        net.model.visual.patch_embed = PatchEmbed(net.model.visual.patch_embed.proj)
+        net.set_attn_implementation({"text_config": registered.TEXT, "vision_config": registered.VISION})
+        self.net, self.tokenizer, self.pixels = net, tokenizer, pixels
+        self.temporal_patch = pixels.temporal_patch
+        self.end_ids = _end_ids(tokenizer, net.generation_config.eos_token_id)
+        self._video = config.video_token_id
+        marks = (config.vision_start_token_id, config.video_token_id, config.vision_end_token_id)
+        self._open, self._pad, self._close = (_token(tokenizer, mark) for mark in marks)
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower: all that features depend on, with `pixels`."""
+        return self.net.model.visual
+
+    def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
+        """Size in pixels (width, height) to which decoded frames are resized. Raises UserError."""
+        return self.pixels.fit(width, height, frames, max_pixels)
+
+    def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
+        """Vision tower over films of uint8 [F, H, W, 3], those of one size together; differentiable in grad mode.
+
+        A frame attends to itself only and positions do not know the time, so films may be joined and cut between
+        temporal patches: every film gives the same as alone, to float tolerance.
+        """
+        made: list[Features] = []
+        for _, same in groupby(films, key=lambda frames_FHWC: frames_FHWC.shape[1:]):
+            group = list(same)
+            grids = [self.pixels.grid(film.shape[2], film.shape[1], len(film)) for film in group]
+            level_LNE = self._tower(group[0] if len(group) == 1 else np.concatenate(group))
+            counts = [grid[0] * self._tokens(grid) for grid in grids]
+            made += [Features(part) for part in level_LNE.split(counts, dim=1)]
+        return made
+
+    def _tower(self, frames_FHWC: np.ndarray) -> Tensor:
+        """[L, N, E] of frames of one size, in slabs of whole temporal patches."""
+        _, h, w = self.pixels.grid(frames_FHWC.shape[2], frames_FHWC.shape[1], len(frames_FHWC))
+        step = max(1, SLAB // (h * w)) * self.temporal_patch
+        slabs = []
+        for start in range(0, len(frames_FHWC), step):
+            slab = frames_FHWC[start : start + step]
+            patches = self.pixels.patchify(slab, self.net.device).to(self.net.dtype)
+            grid = torch.tensor([[len(slab) // self.temporal_patch, h, w]], device=self.net.device)
+            out = self.tower(patches, grid_thw=grid)
+            slabs.append(torch.stack([out.pooler_output, *out.deepstack_features]))
+        return torch.cat(slabs, dim=1) if len(slabs) > 1 else slabs[0]
+
+    def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
+        """Chat template, visual tokens and positions; ends with the assistant header. Text only when receipt is None.
+
+        Raises UserError if the question's own text holds a visual token.
+        """
+        part = [] if receipt is None else [{"type": "video", "video": ""}]
+        message = {"role": "user", "content": [*part, {"type": "text", "text": question.text}]}
+        text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        grids = []
+        if receipt is not None:
+            grids.append(self.pixels.grid(receipt.width, receipt.height, len(receipt.indices)))
+            text = self._with_times(text, receipt.seconds, self._tokens(grids[0]))
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        visual = _runs(np.asarray(ids) == self._video)
+        expected = [self._tokens(grid) for grid in grids for _ in range(grid[0])]
+        if [stop - start for start, stop in visual] != expected:
+            raise UserError(f"question {question.id}: its text holds {self._pad}", fix="take that token out of the row")
+        seen = receipt and replace(receipt, tokens=sum(expected))
+        return Prompt(question.id, tuple(ids), visual, self.positions(ids, grids), features, seen)
+
+    def _tokens(self, grid: tuple[int, int, int]) -> int:
+        """Visual tokens of one temporal patch."""
+        return grid[1] * grid[2] // self.pixels.merge**2
+
+    def _with_times(self, text: str, seconds: Sequence[float], tokens: int) -> str:
+        """The template's one video mark becomes time and marks of every temporal patch.
+
+        As Qwen's reference processor (transformers 4.57) and vLLM: the whole mark is replaced. transformers 5 replaces
+        the pad alone and so leaves a second pair of marks around it all, which the checkpoints never saw in training.
+        """
+        shown = []
+        for first in range(0, len(seconds), self.temporal_patch):
+            middle = (seconds[first] + seconds[first + self.temporal_patch - 1]) / 2
+            shown.append(f"<{middle:.1f} seconds>{self._open}{self._pad * tokens}{self._close}")
+        mark = f"{self._open}{self._pad}{self._close}"
+        if mark not in text:
+            raise UserError("the chat template shows no video", why=f"it never writes {mark}")
+        return text.replace(mark, "".join(shown), 1)
+
+    def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        """int64 [3, P], rows (time, height, width): text counts on in all three rows; a temporal patch stands still in
+        time, spreads over its merged grid, and takes as many positions as its longer side.
+
+        `grids` are patches along (time, height, width) of each film. Raises ValueError if they do not match `ids`.
+        """
+        is_visual_P = np.asarray(ids) == self._video
+        place_N = np.flatnonzero(is_visual_P)
+        if len(place_N) != sum(t * self._tokens((t, h, w)) for t, h, w in grids):
+            raise ValueError(f"{len(place_N)} visual tokens do not fill the grids {list(grids)}")
+        step_P = (~is_visual_P).astype(np.int64)
+        spread_3P = np.zeros((3, len(step_P)), np.int64)
+        at = 0
+        for t, h, w in grids:
+            high, wide = h // self.pixels.merge, w // self.pixels.merge
+            place_TN = place_N[at : at + t * high * wide].reshape(t, -1)
+            spread_3P[1, place_TN] = np.repeat(np.arange(high), wide)
+            spread_3P[2, place_TN] = np.tile(np.arange(wide), high)
+            step_P[place_TN[:, -1]] = max(high, wide)
+            at += place_TN.size
+        return torch.from_numpy(spread_3P + (np.cumsum(step_P) - step_P))
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """Token embeddings [T, E]."""
+        return self.net.model.language_model.embed_tokens(ids_T.to(self.net.device))
+
+    def hidden(
+        self, embed_TE: Tensor, position_3T: Tensor, visual_T: Tensor, deepstack: Tensor | None, attention: Any
+    ) -> Tensor:
+        """Decoder over one packed row → last hidden states [T, E] after the final norm.
+
+        embed_TE already holds the visual features at visual_T (bool); deepstack is [L - 1, visual tokens, E] or None.
+        `attention` is what models.attention accepts; it decides who sees whom. Raises ValueError for anything else.
+        """
+        device = embed_TE.device
+        out = self.net.model.language_model(
+            inputs_embeds=embed_TE[None],
+            position_ids=position_3T[:, None].to(device),
+            visual_pos_masks=visual_T[None].to(device),
+            deepstack_visual_embeds=deepstack,
+            use_cache=False,
+            attention=attention,
+        )
+        return out.last_hidden_state[0]
+
+    def head(self, hidden_TE: Tensor) -> Tensor:
+        """Logits [T, V] in float32 (float64 for a float64 model): half precision loses what RL ratios are made of."""
+        if hidden_TE.dtype in (torch.float32, torch.float64):
+            return self.net.lm_head(hidden_TE)
+        return linear(hidden_TE.float(), self.net.lm_head.weight.float())
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load_model` and transformers' AutoModel, AutoTokenizer and AutoProcessor read."""
+        with quiet():
+            self.net.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        for name, content in _processor_files(self.pixels).items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _runs(mask_P: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of each run of True."""
+    edge = np.flatnonzero(np.diff(mask_P.astype(np.int8), prepend=0, append=0))
+    return tuple(zip(edge[::2].tolist(), edge[1::2].tolist(), strict=True))
+
+
+def _end_ids(tokenizer: Any, generation: int | list[int] | None) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's and the generation config's, in that order, each once."""
+    more = [] if generation is None else [generation] if isinstance(generation, int) else generation
+    ids = dict.fromkeys([tokenizer.eos_token_id, *more])
+    ids.pop(None, None)
+    if not ids:
+        raise UserError("no token ends an answer", why="neither tokenizer nor generation_config.json names eos")
+    return tuple(ids)
+
+
+def _token(tokenizer: Any, token_id: int) -> str:
+    token = tokenizer.convert_ids_to_tokens(token_id)
+    if token is None:
+        raise UserError(f"the tokenizer has no token {token_id}", why="config.json names it as a visual mark")
+    return str(token)
+
+
+def _processor_files(pixels: Pixels) -> dict[str, dict[str, Any]]:
+    """The two processor files of a Qwen3-VL checkpoint, by name."""
+    shared = {
+        "patch_size": pixels.patch,
+        "temporal_patch_size": pixels.temporal_patch,
+        "merge_size": pixels.merge,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+        "processor_class": "Qwen3VLProcessor",
+    }
+    image = {"shortest_edge": pixels.image_shortest_edge, "longest_edge": pixels.image_longest_edge}
+    video = {"shortest_edge": pixels.shortest_edge, "longest_edge": pixels.longest_edge}
+    caps = {"cap_pixels_per_frame": pixels.cap_pixels_per_frame, "max_video_tokens": pixels.max_video_tokens}
+    return {
+        "preprocessor_config.json": shared | {"image_processor_type": "Qwen2VLImageProcessorFast", "size": image},
+        "video_preprocessor_config.json": shared
+        | {"video_processor_type": "Qwen3VLVideoProcessor", "size": video}
+        | caps,
+    }

@@ -1,0 +1,67 @@
+"""The four seams. Arguments, not registries; conformance tests, not base classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from longtake.records import Draw, Features, Group, Prompt, Question, Receipt
+
+
+class Model(Protocol):
+    """One device's network of one family: everything that differs between families is behind these methods."""
+
+    family: str
+    net: nn.Module  # the transformers class
+    tokenizer: Any  # transformers tokenizer
+    end_ids: tuple[int, ...]  # tokens that end an answer
+    temporal_patch: int  # frames that become one temporal position
+
+    def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
+        """Size in pixels (width, height) to which decoded frames are resized."""
+
+    def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
+        """Vision tower over several films of uint8 [F, H, W, 3]; every film gives the same as alone."""
+
+    def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
+        """Chat template, visual tokens and positions; ends with the assistant header."""
+
+    def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        """[3, P] by the family's reference rule."""
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """Token embeddings [T, E]."""
+
+    def hidden(self, embed_TE: Tensor, position_3T: Tensor, visual_T: Tensor, deepstack: Tensor | None, attention: Any) -> Tensor:
+        """Decoder over one packed row → last hidden states [T, E] after the final norm.
+
+        embed_TE already holds the visual features at visual_T; deepstack is [levels, visual tokens, E] or None.
+        `attention` travels to the registered attention function (maths.attention.Context).
+        """
+
+    def head(self, hidden_TE: Tensor) -> Tensor:
+        """Logits [T, V] in float32 (float64 for a float64 model)."""
+
+
+class Engine(Protocol):
+    """Something that answers prompts."""
+
+    def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
+        """[N] groups; answer g of prompt n follows draws[n][g]."""
+
+
+class Reward(Protocol):
+    """Something that scores an answer's text against its row."""
+
+    def __call__(self, text: str, row: dict[str, Any]) -> float: ...
+
+
+class Reader(Protocol):
+    """Something that reads a file of rows."""
+
+    def __call__(self, path: Path) -> Iterator[Question]: ...

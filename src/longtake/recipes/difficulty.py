@@ -1,0 +1,104 @@
+"""Which questions are worth learning from: answer each k times and split by pass rate (LongVILA-R1, arXiv:2507.07966 §3.1).
+
+Always right is easy, never right is hard, the rest is medium. Easy and hard feed `sft`, medium feeds `grpo`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from longtake.config import Settings
+from longtake.log import Log, RunFolder, append_jsonl, read_json, read_jsonl, write_json_atomic
+from longtake.log.files import write_jsonl
+from longtake.train.settings import Video
+
+if TYPE_CHECKING:
+    from longtake.records import Question
+
+SPLITS = ("easy", "medium", "hard")
+
+
+class Config(Settings):
+    """Answer every question k times, write easy.jsonl, medium.jsonl and hard.jsonl with `pass_rate` in every row."""
+
+    rows: Path = Field(description="questions with known answers")
+    model: str = Field(description="hub id or folder of a checkpoint")
+    out: Path = Field(Path("out/difficulty"), description="run folder; the three files are written there")
+    fresh: bool = Field(False, description="move an older run in `out` aside and begin again")
+    answers: int = Field(10, ge=2, description="k, answers to each question")
+    easy_from: float = Field(1.0, gt=0, le=1, description="a pass rate from here on is easy")
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    max_tokens: int = Field(1024, ge=1, description="longest answer")
+    batch: int = Field(32, ge=1, description="questions answered together")
+    dtype: str = Field("auto", description="auto (as saved), float32 or bfloat16")
+    seed: int = Field(0, description="of sampling and frame choice")
+    video: Video = Field(Video(), description="which frames are looked at")
+
+
+def run(config: Config, log: Log) -> dict[str, Any]:
+    """Answers and splits; returns the number of rows in each split and the histogram of pass rates."""
+    from longtake.data.rows import read_questions
+    from longtake.engines.local import LocalEngine
+    from longtake.rewards.mix import Mix
+    from longtake.runtime.films import Look
+    from longtake.runtime.load import load_model, weights_version
+    from longtake.train.keys import keyed
+    from longtake.train.rollout import rollout
+    from longtake.train.session import decode, encode, open_films
+
+    folder = RunFolder.open(config.out, "difficulty", config.model_dump(mode="json"), fresh=config.fresh)
+    log.open(folder)
+    if folder.was_done:
+        folder.set_status("done")
+        return dict(read_json(config.out / "summary.json"))
+    with log.phase("load"):
+        model = load_model(config.model, config.dtype)
+    films = open_films(model, config.video, config.out, frozen=True)
+    questions = decode(films, read_questions(config.rows, config.video.root), config.video, log)
+    engine = LocalEngine(model, films.features, weights_version(model))
+    rates_file = config.out / "rates.jsonl"
+    lines = read_jsonl(rates_file) if rates_file.exists() else []
+    known: dict[str, float] = {name: rate for line in lines for name, rate in line["rates"].items()}
+
+    starts = range(0, len(questions), config.batch)
+    for step, start in enumerate(starts, 1):
+        batch = questions[start : start + config.batch]
+        if all(question.id in known for question in batch):
+            continue
+        looks = [Look(q, config.video.policy(q, keyed(config.seed, "frames", q.id))) for q in batch]
+        encode(films, looks, log)
+        with log.phase("rollout"):
+            heat = [config.temperature] * config.answers
+            seen = rollout(engine, films, looks, heat, Mix({"accuracy": 1.0}), config.max_tokens, config.seed, "difficulty")
+        for look, scores in zip(looks, seen.scores, strict=True):
+            known[look.question.id] = sum(score.correct is True for score in scores) / config.answers
+        append_jsonl(rates_file, {"batch": step, "rates": {question.id: known[question.id] for question in batch}})
+        log.step(step, len(starts), {"accuracy": seen.accuracy})
+    summary = write_splits(config, questions, known)
+    write_json_atomic(config.out / "summary.json", summary)
+    folder.set_status("done")
+    return summary
+
+
+def write_splits(config: Config, questions: list[Question], rates: dict[str, float]) -> dict[str, Any]:
+    """easy.jsonl, medium.jsonl and hard.jsonl in `config.out`, canonical rows with their pass rate."""
+    from longtake.data.write import canonical
+
+    def split(rate: float) -> str:
+        return "easy" if rate >= config.easy_from else "medium" if rate > 0 else "hard"
+
+    for name in SPLITS:
+        rows = [canonical(q, config.out) | {"pass_rate": rates[q.id]} for q in questions if split(rates[q.id]) == name]
+        write_jsonl(config.out / f"{name}.jsonl", rows)
+    counts = Counter(split(rates[question.id]) for question in questions)
+    histogram = Counter(f"{rates[question.id]:.2f}" for question in questions)
+    mean = sum(rates[question.id] for question in questions) / len(questions)
+    return {
+        "questions": len(questions), "answers": config.answers, "pass_rate": mean,
+        "pass_at_k": sum(rates[question.id] > 0 for question in questions) / len(questions),
+        **{name: counts[name] for name in SPLITS}, "histogram": dict(sorted(histogram.items())),
+    }  # fmt: skip

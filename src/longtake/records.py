@@ -1,0 +1,184 @@
+"""What longtake passes around: one frozen record per stage of life. No dict crosses a file.
+
+F frames, P prefix tokens, R answer tokens, G answers, N questions, T packed tokens, E model width, L feature levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FramePolicy:
+    """Which frames of a film are looked at, and how large. Exactly one of `frames`, `fps`, `seconds` is set.
+
+    Example: FramePolicy(frames=64); FramePolicy(fps=1.0, max_frames=512); FramePolicy(seconds=(0.5, 3.0)).
+    """
+
+    frames: int | None = None  # centres of this many equal bins of the window
+    fps: float | None = None  # that many bins a second, at most max_frames
+    max_frames: int | None = None
+    seconds: tuple[float, ...] | None = None  # explicit times
+    start: float = 0.0  # window, seconds; end None = end of film
+    end: float | None = None
+    max_pixels: int | None = None  # per frame, beside the model's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """What a container says of itself. Example: Film("a.mp4", "9f…", 128, 16.0, 8.0, 64, 64, "h264")."""
+
+    path: str
+    content: str  # BLAKE2b of the bytes, hex
+    frames: int
+    fps: float
+    duration: float  # seconds
+    width: int
+    height: int
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the model saw of one film; every answer, training row and benchmark number carries one.
+
+    Example: Receipt("a.mp4", "9f…", (1, 3), (0.06, 0.19), 32, 32, "pyav 18.1.0", 0, 1, "").
+    """
+
+    path: str
+    content: str
+    indices: tuple[int, ...]  # [F] frame numbers in the film, padding included
+    seconds: tuple[float, ...]  # [F] presentation time of each
+    width: int  # pixels given to the model
+    height: int
+    backend: str  # decoder and version
+    padded: int  # frames repeated at the end to fill a temporal patch
+    tokens: int  # visual tokens they became (0 before a model counted them)
+    cut: str  # what was left out and why, "" if nothing: "capped at 64 of 128 frames asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about at most one film, with what is known about the truth.
+
+    Example: Question("cups-7", "films/7.mp4", "Where is the ball at the end?", ("left", "middle", "right"), "B", "spatial").
+    """
+
+    id: str
+    video: str | None
+    text: str  # as the model reads it, options included
+    options: tuple[str, ...] = ()  # without letters; () = open question
+    answer: str = ""  # letter for multiple choice, else the text
+    kind: str = ""
+    hops: int = 0  # reasoning steps that the answer needs; 0 = unknown
+    evidence: tuple[tuple[float, float], ...] = ()  # seconds (start, stop)
+    policy: FramePolicy | None = None  # the row's own window or frame rate, if it names one
+    row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # the JSON row, for users' rewards
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of answer text and the weight of its tokens in the loss (0 = read, not learned)."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with the answers to learn from; they share one prefix.
+
+    Example: Example(question, ((Span("<think> s0 a </think> <answer> A </answer>"),),)).
+    """
+
+    question: Question
+    targets: tuple[tuple[Span, ...], ...]  # [G] answers, each in spans
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a vision tower made of one set of frames: the merged tokens, then any DeepStack levels."""
+
+    level_LNE: Tensor  # [1 + DeepStack levels, visual tokens, E]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One canonical token sequence, for engine and trainer alike.
+
+    Example: Prompt("cups-7", (1, 5, 5, 9), ((1, 3),), position_3P, "f3…", receipt).
+    """
+
+    id: str  # question id
+    ids: tuple[int, ...]  # [P]
+    visual: tuple[tuple[int, int], ...]  # (start, stop) of each run of visual tokens
+    position_3P: Tensor  # int64, M-RoPE rows (time, height, width); answers go on at max + 1
+    features: str | None  # handle, see runtime.features; None = no video
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one answer is sampled: all its randomness comes from `seed`. temperature 0 = greedy."""
+
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled answer. Example: Answer((7, 2), (-0.1, -0.3), "B", "stop", 11, "sft-400")."""
+
+    ids: tuple[int, ...]  # [R] end token included when finish == "stop"
+    logprob: tuple[float, ...]  # [R] as sampled, at temperature 1
+    text: str
+    finish: str  # "stop" | "length"
+    seed: int
+    weights: str  # version of the weights that sampled it
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt and its answers. Example: Group(prompt, (answer, …))."""
+
+    prompt: Prompt
+    answers: tuple[Answer, ...]  # [G]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the segments of a packed shared-prefix row lie. Plain ints; see maths.pack and maths.attention.
+
+    Row order: the prefix of group 0, its answers one after another, the prefix of group 1, …
+    Example: Layout(groups=((5, (2, 3)), (4, (1,)))) is a row of 5+2+3+4+1 = 15 tokens.
+    """
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]  # (prefix length, answer lengths) of each group
+
+    @property
+    def total(self) -> int:
+        return sum(p + sum(answers) for p, answers in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRow:
+    """A packed row for training: groups behind one another, numbers for every answer token.
+
+    Hidden state at predict_R[i] predicts token target_R[i]; weight_R multiplies its loss (the algorithm's advantage or
+    the row's weight), old_logprob_R is its log-probability when sampled (zeros where there is none).
+    """
+
+    layout: Layout
+    ids_T: Tensor  # int64
+    position_3T: Tensor  # int64
+    visual_T: Tensor  # bool, places that features fill, in row order
+    features: tuple[str | None, ...]  # [N] handles in row order
+    predict_R: Tensor  # int64 places in the row
+    target_R: Tensor  # int64 token ids
+    weight_R: Tensor  # float
+    old_logprob_R: Tensor  # float
+    answer_R: Tensor  # int64, which answer of the row a token belongs to (for sequence-level ratios)

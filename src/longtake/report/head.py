@@ -1,0 +1,229 @@
+"""The top of the page: what was run on what, and one honest sentence of result made from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longtake.report import words
+from longtake.report.charts import smooth
+from longtake.report.compare import Change
+from longtake.report.files import Run, SummaryFile
+from longtake.report.results import Headline, Results
+from longtake.report.training import pass_rates
+
+CLEAR = 1.15  # chains count as longer from this ratio on
+MOSTLY, PARTLY = 2 / 3, 1 / 3  # share of the sampled gain that greedy decoding shares
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A key number. Example: Tile("sampled accuracy", "52 %", "86 %", "64 frames, n = 600")."""
+
+    label: str
+    before: str  # "" = only one value
+    after: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stage on the ribbon of time."""
+
+    name: str
+    seconds: float
+    share: float
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of the table of stages."""
+
+    run: Run
+    model: str
+    rows: str
+    seed: str
+    seconds: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    title: str
+    lead: str
+    status: str  # "" if every stage is done
+    tiles: tuple[Tile, ...]
+    parts: tuple[Part, ...]
+    total: str
+    facts: tuple[Fact, ...]
+    setting: str  # model, seed, machine, day in one line
+
+
+def head(
+    runs: Sequence[Run], found: Results | None, rates: Sequence[tuple[int, int]], summary: SummaryFile | None
+) -> Head:
+    """Everything the head of the page says. rates: (right, answers) of each question of a difficulty run."""
+    facts = tuple(_fact(run) for run in runs)
+    spent = _spent(runs, summary)
+    total = sum(spent.values())
+    stages = list(dict.fromkeys(run.file.stage for run in runs))
+    single = len(runs) == 1
+    return Head(
+        title=runs[0].file.stage if single else " → ".join(stages) if len(stages) < 7 else f"{len(runs)} runs",
+        lead=lead(runs, found, rates),
+        status=_status(runs),
+        tiles=_tiles(found) if found else (),
+        parts=tuple(Part(label, value, value / total, i) for i, (label, value) in enumerate(spent.items()))
+        if total > 0
+        else (),
+        total=words.seconds(total) if total > 0 else "",
+        facts=facts,
+        setting=" · ".join(part for part in _setting(runs, facts, summary) if part),
+    )
+
+
+def lead(runs: Sequence[Run], found: Results | None, rates: Sequence[tuple[int, int]]) -> str:
+    """The sentence of result: from held-out questions if there are any, else from the last stage itself."""
+    if found:
+        return _tested(found.headline, found)
+    for run in reversed(runs):
+        table = {line.name: line.points for line in run.curves}
+        for name in ("accuracy", "reward", "loss"):
+            if len(table.get(name, ())) > 1:
+                line = smooth(table[name], max(1, len(table[name]) // 10))
+                say = words.percent if name == "accuracy" else words.number
+                told = f"{name} in training went from {say(line[0][1])} to {say(line[-1][1])} over {words.plural(len(line), 'step')}"
+                return f"{run.label}: {told}. No evaluation was run, so this is no result yet."
+    bars = pass_rates(rates)
+    if bars:
+        n = sum(bar.n for bar in bars)
+        never, always = bars[0].share, bars[-1].share
+        return (
+            f"Of {words.plural(n, 'question')} answered {words.plural(len(bars) - 1, 'time')} each, {words.percent(always)} were "
+            f"always right, {words.percent(never)} never, and {words.percent(max(0.0, 1 - always - never))} in between."
+        )
+    return "No step has been written yet."
+
+
+def _tested(line: Headline, found: Results) -> str:
+    rows = [row for row in (line.sampled, line.greedy) if row]
+    asked = f"{words.plural(line.frames, 'frame')}, {words.plural(line.n, 'question')}"
+    told = []
+    for i, row in enumerate(rows):
+        name = f"{row.label} accuracy" if i == 0 else row.label
+        value = f"{words.percent(row.before.value)} to " if row.before else ""
+        verb = ("went from " if i == 0 else "from ") if row.before else "is "
+        told.append(f"{name} {verb}{value}{words.percent(row.after.value)}")
+    text = ", ".join(told)
+    was, now = line.length
+    if found.before and was and now:
+        text += f"; chains {_moved(was, now)} {was:.0f} to {now:.0f} tokens"
+    elif now:
+        text += f", with chains of {now:.0f} tokens"
+    return f"{text[:1].upper()}{text[1:]} ({asked})."
+
+
+def _moved(was: float, now: float) -> str:
+    return "grew from" if now > CLEAR * was else "shrank from" if was > CLEAR * now else "stayed near: from"
+
+
+def source(found: Results) -> str:
+    """Where the gain comes from, in a sentence; "" unless both ways of answering were tested before and after."""
+    line = found.headline
+    sampled, greedy = _delta(line.sampled), _delta(line.greedy)
+    if sampled is None or greedy is None or line.sampled is None:
+        return ""
+    sure = line.sampled.delta
+    if sure and sure.low <= 0 <= sure.high:
+        return "The difference is within chance: no clear change."
+    if sampled <= 0:
+        return "The model got worse when sampled."
+    shared = greedy / sampled
+    if greedy < -0.02:
+        text = "The gain is sharpening, paid for by a fall in greedy accuracy"
+    elif shared >= MOSTLY:
+        text = f"Greedy decoding shares {words.points(greedy)} of {words.points(sampled)} points: mostly new skill"
+    elif shared >= PARTLY:
+        text = f"Greedy decoding shares {words.points(greedy)} of {words.points(sampled)} points: part new skill, part sharpening"
+    else:
+        text = f"Greedy decoding shares only {words.points(greedy)} of {words.points(sampled)} points: mostly sharpening, little new skill"
+    if found.gain and found.gain.longer > 0.02:
+        text += f"; {words.points(found.gain.longer)} points come from writing the chain lengths that were right more often before"
+    return text + "."
+
+
+def _delta(row: Change | None) -> float | None:
+    return row.after.value - row.before.value if row and row.before else None
+
+
+def _tiles(found: Results) -> tuple[Tile, ...]:
+    line = found.headline
+    tiles = []
+    for row in (line.sampled, line.greedy):
+        if row:
+            note = f"95{words.THIN}%: {words.percent(row.after.low)} to {words.percent(row.after.high)}"
+            if row.delta:
+                note = f"{words.points(row.delta.value)} points ({words.points(row.delta.low)} to {words.points(row.delta.high)})"
+            before = words.percent(row.before.value) if row.before else ""
+            tiles.append(Tile(f"{row.label} accuracy", before, words.percent(row.after.value), note))
+    was, now = line.length
+    if now:
+        right = f"format right: {words.percent(line.format[1])}" if line.format[1] is not None else "tokens"
+        tiles.append(Tile("chain length", f"{was:.0f}" if was else "", f"{now:.0f}", right))
+    blind = next((row for row in found.blind if row.label.startswith("no film")), None)
+    if blind:
+        chance = f"chance: {words.percent(found.chance)}" if found.chance is not None else "chance not known"
+        tiles.append(Tile("without the film", "", words.percent(blind.estimate.value), chance))
+    return tuple(tiles)
+
+
+def _spent(runs: Sequence[Run], summary: SummaryFile | None) -> dict[str, float]:
+    """Seconds by stage: as the summary says, else as the stages' phases add up to."""
+    if summary and summary.seconds:
+        return {name: value for name, value in summary.seconds.items() if value > 0}
+    spent = {(run.name or run.file.stage): sum(run.file.seconds.values()) for run in runs}
+    return {name: value for name, value in spent.items() if value > 0}
+
+
+def _status(runs: Sequence[Run]) -> str:
+    open_ones = [
+        f"{run.label} is {run.file.status or 'of unknown status'}" for run in runs if run.file.status != "done"
+    ]
+    return f"{'; '.join(open_ones)}." if open_ones else ""
+
+
+def _fact(run: Run) -> Fact:
+    config, machine = run.file.config, run.file.machine
+    gpus = machine.get("gpus") or []
+    box = [str(machine.get("system", ""))]
+    if "processors" in machine:
+        box.append(words.plural(int(machine["processors"]), "processor"))
+    if "memory_gib" in machine:
+        box.append(f"{machine['memory_gib']} GiB")
+    if "gpus" in machine:
+        box.append(words.listed([str(gpu) for gpu in gpus]) or "no GPU")
+    return Fact(
+        run,
+        str((run.eval.model if run.eval else "") or config.get("model") or ""),
+        str(config.get("rows") or ""),
+        str(config.get("seed", "")),
+        words.seconds(sum(run.file.seconds.values())) if run.file.seconds else "",
+        ", ".join(part for part in box if part),
+    )
+
+
+def _setting(runs: Sequence[Run], facts: Sequence[Fact], summary: SummaryFile | None) -> list[str]:
+    seeds = sorted({fact.seed for fact in facts} - {""})
+    seed = str(summary.seed) if summary and summary.seed is not None else seeds[0] if len(seeds) == 1 else ""
+    machines = list(dict.fromkeys(fact.machine for fact in facts if fact.machine))
+    versions = runs[-1].file.versions
+    named = [f"{name} {versions[name]}" for name in ("longtake", "torch", "transformers") if versions.get(name)]
+    model = runs[0].file.config.get("model") if len(runs) == 1 else ""
+    return [
+        str(model or ""),
+        f"seed {seed}" if seed else "",
+        runs[0].file.started[:10],
+        *machines[:1],
+        ", ".join(named),
+    ]

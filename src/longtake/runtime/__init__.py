@@ -1,0 +1,1 @@
+"""Where models, data and ranks meet: loading, features, prefixes."""

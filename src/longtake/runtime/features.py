@@ -1,0 +1,155 @@
+"""Features on disk: every set of frames goes through the vision tower once, and training meets handles only.
+
+A pack is one safetensors file of many keys, written whole or not at all; the packs are the only truth, the index is
+read from their headers. T packed tokens, N visual tokens, L feature levels, E model width, F frames.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longtake.errors import UserError
+from longtake.protocols import Model
+from longtake.records import Features, PrefixRow, Receipt
+
+Request = tuple[str, Callable[[], np.ndarray]]  # key, and how to get its frames: uint8 [F, H, W, 3]
+
+WRITING = 3600  # seconds: no pack takes longer to write
+
+
+class FeatureStore:
+    """Features of one vision tower by key, in a folder.
+
+    Example: FeatureStore(Path("features"), tower_fingerprint(model), torch.float32).get(key).level_LNE.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, dtype: torch.dtype) -> None:
+        """Reads the headers of all packs there are; one that is damaged is moved aside and counted in `damaged`."""
+        self.folder, self.fingerprint, self.dtype = folder / fingerprint, fingerprint, dtype
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.damaged = 0
+        self._pack: dict[str, Path] = {}
+        self._encodes: Counter[str] = Counter()
+        self._loaded: dict[str, Features] = {}
+        for half in self.folder.glob("*.tmp"):  # a killed run's; a live writer's is younger
+            if time.time() - half.stat().st_mtime > WRITING:
+                half.unlink(missing_ok=True)
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                self._index(path, _keys(path))
+            except (SafetensorError, OSError):
+                path.rename(path.with_suffix(".damaged"))
+                self.damaged += 1
+
+    def _index(self, path: Path, keys: Sequence[str]) -> None:
+        self._encodes.update(keys)
+        self._pack.update(dict.fromkeys(keys, path))
+
+    def key(self, receipt: Receipt) -> str:
+        """The handle of what a receipt saw: film content, frames and size, and the tower."""
+        seen = (receipt.content, receipt.indices, receipt.width, receipt.height, self.fingerprint, str(self.dtype))
+        return blake2b(repr(seen).encode(), digest_size=16).hexdigest()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._pack
+
+    def encodes(self) -> dict[str, int]:
+        """How many packs hold each key, i.e. how often it was encoded."""
+        return dict(self._encodes)
+
+    def put(self, pack: Mapping[str, Features]) -> None:
+        """Writes one pack, at once or not at all. Raises UserError if it cannot be written."""
+        if not pack:
+            return
+        name = blake2b("".join(pack).encode(), digest_size=16).hexdigest()
+        path = self.folder / f"{name}.safetensors"
+        half = path.with_suffix(f".{os.getpid()}.tmp")
+        tensors = {key: _owned(made, self.dtype) for key, made in pack.items()}
+        try:
+            save_file(tensors, half)
+            with half.open("rb") as written:
+                os.fsync(written.fileno())
+            half.replace(path)
+        except (OSError, SafetensorError) as error:
+            half.unlink(missing_ok=True)
+            raise UserError(
+                "features cannot be written", where=str(path), why=str(error), fix="free some disk, run again"
+            ) from error
+        if self._pack.get(next(iter(pack))) != path:
+            self._index(path, list(pack))
+
+    def get(self, key: str) -> Features:
+        """Features of a key, mapped from disk and kept. Raises KeyError for a key that no pack holds."""
+        if key not in self._loaded:
+            with safe_open(self._pack[key], framework="pt") as pack:
+                self._loaded.update((name, Features(pack.get_tensor(name))) for name in pack.keys())  # noqa: SIM118
+        return self._loaded[key]
+
+
+def _owned(made: Features, dtype: torch.dtype) -> Tensor:
+    """On the CPU and in memory of its own: films that were encoded together are views of one tensor."""
+    return made.level_LNE.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def _keys(path: Path) -> list[str]:
+    """The keys of a pack, from its header alone. Raises SafetensorError if header and length do not agree."""
+    with safe_open(path, framework="pt") as pack:
+        return list(pack.keys())
+
+
+def prepare(
+    store: FeatureStore,
+    model: Model,
+    requests: Sequence[Request],
+    chunk: int = 64,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Encodes what the store lacks, one pack a chunk of the full request list; returns how many it encoded.
+
+    Chunks are cut from all requests, present or not, and a pack is whole or absent: so a run that was killed meets the
+    same chunks again, and the bits of a film's features do not depend on where the kill fell.
+    """
+    wanted = list(dict(requests).items())
+    encoded = 0
+    for start in range(0, len(wanted), chunk):
+        missing = {key: frames for key, frames in wanted[start : start + chunk] if key not in store}
+        if missing:
+            with torch.no_grad():
+                made = model.encode([frames() for frames in missing.values()])
+            store.put(dict(zip(missing, made, strict=True)))
+            encoded += len(missing)
+        progress(min(start + chunk, len(wanted)), len(wanted))
+    return encoded
+
+
+def fill(model: Model, ids_T: Tensor, visual_T: Tensor, films: Sequence[Features]) -> tuple[Tensor, Tensor | None]:
+    """Input of a row: token embeddings [T, E] with features at the visual places, and DeepStack [L - 1, N, E] or None.
+
+    `films` are in row order; gradients flow into embeddings and features. Raises ValueError unless they fill the
+    places.
+    """
+    embed_TE = model.embed(ids_T)
+    place_N = visual_T.nonzero()[:, 0].to(embed_TE.device)
+    if len(place_N) != sum(film.level_LNE.shape[1] for film in films):
+        raise ValueError(f"the row has {len(place_N)} visual places, its {len(films)} films do not fill them")
+    if not films:
+        return embed_TE, None
+    level_LNE = torch.cat([film.level_LNE for film in films], dim=1).to(embed_TE.device, embed_TE.dtype)
+    embed_TE = embed_TE.index_copy(0, place_N, level_LNE[0])
+    return embed_TE, level_LNE[1:] if len(level_LNE) > 1 else None
+
+
+def gather(model: Model, store: FeatureStore, row: PrefixRow) -> tuple[Tensor, Tensor | None]:
+    """`fill` for a row whose features are in the store."""
+    return fill(model, row.ids_T, row.visual_T, [store.get(handle) for handle in row.features if handle is not None])

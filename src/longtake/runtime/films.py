@@ -1,0 +1,117 @@
+"""A run's films: decoded once, encoded once, met everywhere else as prompts with a handle and a receipt.
+
+F frames, L feature levels, N visual tokens, E model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from longtake.data.cache import FrameTier, Quarantine
+from longtake.protocols import Model
+from longtake.records import Features, FramePolicy, Prompt, Question, Receipt
+from longtake.runtime.features import FeatureStore, prepare
+
+Control = Literal["", "no_video", "shuffled", "one_frame"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A question and how its film is looked at. Example: Look(question, FramePolicy(frames=64), "shuffled")."""
+
+    question: Question
+    policy: FramePolicy
+    control: Control = ""
+
+    def seen(self) -> tuple[str | None, FramePolicy, bool]:
+        """What decides the features: film, policy, shuffled."""
+        policy = replace(self.policy, frames=1, fps=None, seconds=None) if self.control == "one_frame" else self.policy
+        return (None if self.control == "no_video" else self.question.video), policy, self.control == "shuffled"
+
+
+class Films:
+    """Frames, features and prompts of a run.
+
+    With a `store` the tower is frozen and every set of frames is encoded once; without one features are made anew in
+    every call, with gradients, for a tower that is being trained.
+    """
+
+    def __init__(self, model: Model, tier: FrameTier, store: FeatureStore | None, quarantine: Quarantine) -> None:
+        self.model, self.tier, self.store, self.quarantine = model, tier, store, quarantine
+        self._live: dict[str, tuple[str, FramePolicy, bool]] = {}
+        self._prompts: dict[tuple[object, ...], Prompt] = {}
+
+    def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
+        """Decodes every film once for all its policies; what fails is in the quarantine with its reason."""
+        paths = {Path(path): list(dict.fromkeys(policies)) for path, policies in wants.items()}
+        self.tier.fill(paths, self.model.fit, workers, self.quarantine, progress)
+
+    def encode(self, looks: Sequence[Look], progress: Progress) -> int:
+        """Encodes what the store lacks, in the order of `looks`; nothing to do without a store. Returns the number encoded."""
+        if self.store is None:
+            return 0
+        requests = []
+        for film, policy, shuffled in dict.fromkeys(look.seen() for look in looks):
+            if film is not None:
+                receipt = self._receipt(film, policy, shuffled)
+                requests.append((self.store.key(receipt), lambda f=film, p=policy, s=shuffled: self._frames(f, p, s)[0]))
+        return prepare(self.store, self.model, requests, progress=progress)
+
+    def usable(self, question: Question) -> bool:
+        """False for a question on a quarantined film."""
+        return question.video is None or not self.quarantine.holds(Path(question.video))
+
+    def prompt(self, look: Look) -> Prompt:
+        """The one token sequence for this look; made once."""
+        key = (look.question.id, look.question.text, *look.seen())
+        if key not in self._prompts:
+            film, policy, shuffled = look.seen()
+            if film is None:
+                self._prompts[key] = self.model.prompt(look.question, None, None)
+            else:
+                receipt = self._receipt(film, policy, shuffled)
+                handle = self._handle(receipt, film, policy, shuffled)
+                self._prompts[key] = self.model.prompt(look.question, receipt, handle)
+        return self._prompts[key]
+
+    def features(self, handles: Sequence[str]) -> list[Features]:
+        """Features of handles, in order: from the store, or from the tower as it is now (with its gradient)."""
+        if self.store is not None:
+            return [self.store.get(handle) for handle in handles]
+        return self.model.encode([self._frames(*self._live[handle])[0] for handle in handles]) if handles else []
+
+    def frames(self, look: Look) -> np.ndarray:
+        """The frames of a look, uint8 [F, H, W, 3], as the model gets them."""
+        film, policy, shuffled = look.seen()
+        assert film is not None
+        return self._frames(film, policy, shuffled)[0]
+
+    def _handle(self, receipt: Receipt, film: str, policy: FramePolicy, shuffled: bool) -> str:
+        if self.store is not None:
+            return self.store.key(receipt)
+        handle = f"{receipt.content}:{receipt.indices}:{receipt.width}x{receipt.height}"
+        self._live[handle] = (film, policy, shuffled)
+        return handle
+
+    def _receipt(self, film: str, policy: FramePolicy, shuffled: bool) -> Receipt:
+        receipt = self.tier.receipt(Path(film), policy, self.model.fit, self.model.temporal_patch)
+        if not shuffled:
+            return receipt
+        order = _shuffle(receipt)
+        return replace(receipt, indices=tuple(receipt.indices[i] for i in order), cut=f"{receipt.cut} frames shuffled".strip())
+
+    def _frames(self, film: str, policy: FramePolicy, shuffled: bool) -> tuple[np.ndarray, Receipt]:
+        frames_FHWC, receipt = self.tier.take(Path(film), policy, self.model.fit, self.model.temporal_patch)
+        return (frames_FHWC[_shuffle(receipt)] if shuffled else frames_FHWC), receipt
+
+
+def _shuffle(receipt: Receipt) -> np.ndarray:
+    """An order of the frames that depends on the film alone; the times in the prompt stay in order."""
+    rng = np.random.Generator(np.random.Philox(key=int(receipt.content[:16], 16)))
+    return rng.permutation(len(receipt.indices))

@@ -1,0 +1,224 @@
+"""From a folder or a hub id to a Model, and short names for its weights."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from longtake.errors import UserError
+from longtake.models.pixels import Pixels
+from longtake.models.quiet import quiet
+from longtake.models.qwen3_vl import Qwen3VL
+
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # of a hub repository: weights once, no .bin, no .pth
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def load_model(name_or_path: str | Path, dtype: str = "auto", device: str | torch.device | None = None) -> Qwen3VL:
+    """The model of a folder or hub id, in evaluation mode on `device` (default: CUDA where there is one).
+
+    `dtype` is "auto" (as saved) or one of DTYPES. Raises UserError.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UserError(f"no dtype {dtype!r}", fix="one of auto, " + ", ".join(DTYPES))
+    folder = _folder(name_or_path)
+    config = _json(folder / "config.json")
+    family = _family(config, folder)
+    _check_weights(folder)
+    where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    with quiet():
+        return family(folder, DTYPES.get(dtype, "auto"), torch.device(where))
+
+
+def _qwen3_vl(folder: Path, dtype: torch.dtype | str, device: torch.device) -> Qwen3VL:
+    from transformers import Qwen3VLForConditionalGeneration
+
+    net = _network(Qwen3VLForConditionalGeneration, folder, dtype)
+    return Qwen3VL(net.to(device).eval(), _tokenizer(folder), _pixels(folder))
+
+
+FAMILIES: dict[str, Callable[[Path, torch.dtype | str, torch.device], Qwen3VL]] = {"qwen3_vl": _qwen3_vl}
+
+
+def _family(config: dict[str, Any], folder: Path) -> Callable[[Path, torch.dtype | str, torch.device], Qwen3VL]:
+    kind = str(config.get("model_type", ""))
+    if kind in FAMILIES:
+        return FAMILIES[kind]
+    near = difflib.get_close_matches(kind, FAMILIES, 1)
+    why = f"model_type is {kind!r}; longtake has " + ", ".join(FAMILIES)
+    raise UserError("unsupported model", where=str(folder), why=why, fix=f"did you mean {near[0]}?" if near else "")
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    """The folder itself, or the local copy of a hub repository."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        raise UserError("a model is a folder, this is a file", where=str(path), fix="name the folder that holds it")
+    if not path.exists():
+        if not HUB_ID.fullmatch(str(name_or_path)):
+            raise UserError(
+                "no such model",
+                where=str(path),
+                fix="a folder with config.json, or a hub id like Qwen/Qwen3-VL-2B-Instruct",
+            )
+        path = _download(str(name_or_path))
+    if not (path / "config.json").is_file():
+        names = sorted(entry.name for entry in path.iterdir())
+        there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+        raise UserError("not a model: no config.json", where=str(path), why=f"the folder holds {there}")
+    return path
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except GatedRepoError as error:
+        fix = "accept its terms on its hub page, then `hf auth login`"
+        raise UserError("the model is gated", where=name, why=_first_line(error), fix=fix) from error
+    except RepositoryNotFoundError as error:
+        why = "neither a folder here nor a public repository on the hub"
+        raise UserError(
+            "no such model", where=name, why=why, fix="check the spelling; private: `hf auth login`"
+        ) from error
+    except Exception as error:  # the hub's client lets its HTTP library's own errors through, and changes that library
+        fix = f"check the network, or copy the model and give its folder (no folder {name} here)"
+        raise UserError("the hub cannot be reached", where=name, why=_first_line(error), fix=fix) from error
+
+
+def _check_weights(folder: Path) -> None:
+    """Every weight file is there and as long as its header says."""
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{name} is missing", where=str(folder), fix="copy or download the model again")
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            fix = "copy or download the model again"
+            raise UserError("weights are damaged", where=str(folder / name), why=_first_line(error), fix=fix) from error
+
+
+def _network(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
+    """`kind.from_pretrained`, refusing weights that transformers would make up or leave out."""
+    try:
+        net, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (RuntimeError, ValueError, OSError, TypeError) as error:
+        raise UserError("the model does not load", where=str(folder), why=_first_line(error)) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            some = ", ".join(str(key) for key in sorted(info[problem], key=str)[:3])
+            why = f"{len(info[problem])} {problem.replace('_', ' ')}: {some}"
+            raise UserError("weights and config.json do not belong together", where=str(folder), why=why)
+    return net
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(
+            "the model has no tokenizer", where=str(folder), why="no tokenizer.json", fix="copy it from its base"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # a broken tokenizer.json raises bare Exception from Rust, with the reason in it
+        raise UserError("the tokenizer does not load", where=str(folder), why=_first_line(error)) from error
+    legacy = (
+        folder / "chat_template.json"
+    )  # where checkpoints of 2025 keep it; transformers reads it for processors only
+    if not tokenizer.chat_template and legacy.is_file():
+        tokenizer.chat_template = _json(legacy)["chat_template"]
+    return tokenizer
+
+
+def _pixels(folder: Path) -> Pixels:
+    """The processor's constants, from wherever this version of transformers or an earlier one has put them."""
+    nested = _json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
+    image, video = (nested.get(f"{kind}_processor") or _first(folder, kind) for kind in ("image", "video"))
+    if video is None:
+        fix = "copy video_preprocessor_config.json from its base model"
+        raise UserError("the model has no video processor", where=str(folder), fix=fix)
+    try:
+        size = video["size"]
+        optional = {"max_video_tokens": video["max_video_tokens"]} if "max_video_tokens" in video else {}
+        edges = (image or {}).get("size", {})
+        optional |= {f"image_{edge}": edges[edge] for edge in ("shortest_edge", "longest_edge") if edge in edges}
+        return Pixels(
+            patch=video["patch_size"],
+            temporal_patch=video["temporal_patch_size"],
+            merge=video["merge_size"],
+            mean=tuple(video["image_mean"]),
+            std=tuple(video["image_std"]),
+            shortest_edge=size["shortest_edge"],
+            longest_edge=size["longest_edge"],
+            cap_pixels_per_frame=bool(video.get("cap_pixels_per_frame")),
+            **optional,
+        )
+    except KeyError as error:
+        raise UserError("the video processor's file is incomplete", where=str(folder), why=f"no {error}") from error
+
+
+def _first(folder: Path, kind: str) -> dict[str, Any] | None:
+    names = ("preprocessor_config.json", "video_preprocessor_config.json")
+    for name in names if kind == "image" else names[::-1]:
+        if (folder / name).is_file():
+            return _json(folder / name)
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError("not a JSON file", where=str(path), why=_first_line(error), fix="copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError("not a JSON object", where=str(path), why=f"it is a {type(content).__name__}")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def weights_version(model: Qwen3VL) -> str:
+    """16 hex digits that change whenever a parameter does."""
+    return _fingerprint(model.net, "")
+
+
+def tower_fingerprint(model: Qwen3VL) -> str:
+    """16 hex digits of all that features depend on: the tower's weights and dtype, and the processor's constants."""
+    return _fingerprint(model.tower, repr(model.pixels))
+
+
+def _fingerprint(module: nn.Module, extra: str) -> str:
+    """Hash of names, dtypes, shapes and bytes; made again only after a parameter was replaced or written in place."""
+    tensors = list(module.named_parameters())
+    state = (extra, *((name, id(x), x.data_ptr(), x._version) for name, x in tensors))
+    known = _KNOWN.get(module)
+    if known and known[0] == state:
+        return known[1]
+    digest = blake2b(extra.encode(), digest_size=8)
+    for name, x in tensors:
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    _KNOWN[module] = (state, digest.hexdigest())
+    return digest.hexdigest()
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()  # module → (state, fingerprint)

@@ -1,0 +1,62 @@
+"""Films and rows of a demo on disk: the same seed gives the same bytes, whatever the number of workers or kills.
+
+    films/<split>-<n>.mp4      kinds in turn
+    rows/base.jsonl            clip captions and stories in words, in curriculum order, on films of split sft
+    rows/sft.jsonl             three chains a film
+    rows/rl.jsonl  gate.jsonl  test.jsonl      questions; every split has films of its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from longtake.log.files import write_jsonl, writing
+from longtake.sim import rows
+from longtake.sim.render import pictures, write_film
+from longtake.sim.scenes import KINDS, Scene, keyed, scene
+
+SPLITS = ("sft", "rl", "gate", "test")
+STORIES = len(SPLITS)  # key of the stories told in words: no film has them
+
+
+def scenes(seed: int, split: str, count: int) -> list[Scene]:
+    """The stories of a split."""
+    return [scene(KINDS[i % len(KINDS)], keyed(seed, SPLITS.index(split), i)) for i in range(count)]
+
+
+def film_path(folder: Path, split: str, number: int) -> Path:
+    return folder / "films" / f"{split}-{number}.mp4"
+
+
+def make_films(folder: Path, seed: int, counts: Mapping[str, int], workers: int, progress: Callable[[int, int], None]) -> int:
+    """Renders what is missing of all splits; returns how many films there are."""
+    jobs = [(film_path(folder, split, n), seed, split, n) for split in SPLITS for n in range(counts[split])]
+    missing = [job for job in jobs if not job[0].exists()]
+    progress(len(jobs) - len(missing), len(jobs))
+    with writing(folder / "films"), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(_film, missing, chunksize=16), len(jobs) - len(missing) + 1):
+            progress(done, len(jobs))
+    return len(jobs)
+
+
+def _film(job: tuple[Path, int, str, int]) -> None:
+    path, seed, split, number = job
+    write_film(pictures(scene(KINDS[number % len(KINDS)], keyed(seed, SPLITS.index(split), number))), path)
+
+
+def make_rows(folder: Path, seed: int, counts: Mapping[str, int], base_steps: int) -> None:
+    """Writes the five row files."""
+    told = {split: scenes(seed, split, counts[split]) for split in SPLITS}
+    with writing(folder / "rows"):
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+    for split in ("rl", "gate", "test"):
+        asked = [rows.question_row(f"{split}-{n}", f"../films/{split}-{n}.mp4", s) for n, s in enumerate(told[split])]
+        write_jsonl(folder / "rows" / f"{split}.jsonl", asked)
+    films = [(f"../films/sft-{n}.mp4", s) for n, s in enumerate(told["sft"])]
+    chains = [row for n, (film, s) in enumerate(films) for row in rows.sft_rows(f"sft-{n}", film, s, keyed(seed, 10, n))]
+    write_jsonl(folder / "rows" / "sft.jsonl", chains)
+    draw = keyed(seed, 11)
+    write_jsonl(folder / "rows" / "base.jsonl", rows.base_rows(films, seed, STORIES, base_steps, draw))

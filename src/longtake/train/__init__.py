@@ -1,0 +1,1 @@
+"""What every training recipe shares: rollout, step, resume."""

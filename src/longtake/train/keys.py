@@ -1,0 +1,28 @@
+"""Randomness and data order from keys, never from generator state: resume, chunks and batches cannot change a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+
+def keyed(*key: object) -> int:
+    """A 63-bit number that depends on the key alone. Example: keyed(seed, step, question.id, answer)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    rng = np.random.Generator(np.random.Philox(key=keyed(seed, "order", epoch)))
+    return tuple(int(i) for i in rng.permutation(count))
+
+
+def batch(seed: int, count: int, start: int, size: int, shuffle: bool = True) -> Iterator[int]:
+    """Row numbers start … start + size - 1 of an endless walk over `count` rows, each epoch in an order of its own."""
+    for place in range(start, start + size):
+        epoch, item = divmod(place, count)
+        yield _order(seed, epoch, count)[item] if shuffle else item

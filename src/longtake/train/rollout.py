@@ -1,0 +1,92 @@
+"""Answers to questions and their scores: what the SFT gate, difficulty, GRPO and evaluation have in common.
+
+N questions, G answers each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longtake.protocols import Engine
+from longtake.records import Draw, Group, Question
+from longtake.rewards.format import format_reward
+from longtake.rewards.mix import Mix, accuracy
+from longtake.runtime.films import Films, Look
+from longtake.train.keys import keyed
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One answer's reward and what is watched beside it. Example: Scored(1.1, {"accuracy": 1.0, "format": 1.0}, True, True)."""
+
+    reward: float
+    parts: Mapping[str, float]  # by the reward's name, before weights
+    correct: bool | None  # None where the row knows no answer
+    formed: bool  # think / answer template kept
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Scored answers to some questions, in their order."""
+
+    looks: tuple[Look, ...]  # [N]
+    groups: tuple[Group, ...]  # [N]
+    scores: tuple[tuple[Scored, ...], ...]  # [N][G]
+
+    @property
+    def reward_NG(self) -> Tensor:
+        return torch.tensor([[score.reward for score in own] for own in self.scores])
+
+    @property
+    def length_NG(self) -> Tensor:
+        return torch.tensor([[len(answer.ids) for answer in group.answers] for group in self.groups])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers among those that can be checked; nan if none can."""
+        known = [score.correct for own in self.scores for score in own if score.correct is not None]
+        return sum(known) / len(known) if known else math.nan
+
+    @property
+    def formed(self) -> float:
+        """Share of answers that keep the template."""
+        flat = [score.formed for own in self.scores for score in own]
+        return sum(flat) / len(flat)
+
+    def chosen(self, keep: Sequence[bool]) -> Rollout:
+        """The questions marked in `keep` [N]."""
+        picked = [i for i, kept in enumerate(keep) if kept]
+        return Rollout(*(tuple(items[i] for i in picked) for items in (self.looks, self.groups, self.scores)))
+
+    def __add__(self, other: Rollout) -> Rollout:
+        return Rollout(self.looks + other.looks, self.groups + other.groups, self.scores + other.scores)
+
+
+def draws(question: Question, temperatures: Sequence[float], *key: object) -> list[Draw]:
+    """One draw for every temperature; the seed depends on `key`, the question and the answer's place alone."""
+    return [Draw(heat, keyed(*key, question.id, place)) for place, heat in enumerate(temperatures)]
+
+
+def rollout(
+    engine: Engine, films: Films, looks: Sequence[Look], temperatures: Sequence[float], reward: Mix, max_tokens: int, *key: object
+) -> Rollout:
+    """Samples len(temperatures) answers to every question and scores them. `key` names the occasion: (seed, stage, step)."""
+    prompts = [films.prompt(look) for look in looks]
+    groups = engine.generate(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens)
+    scores = [
+        tuple(score(answer.text, look.question, reward) for answer in group.answers)
+        for look, group in zip(looks, groups, strict=True)
+    ]
+    return Rollout(tuple(looks), tuple(groups), tuple(scores))
+
+
+def score(text: str, question: Question, reward: Mix) -> Scored:
+    """One answer's reward; right or wrong is watched whether or not it is rewarded."""
+    mixed = reward(text, question)
+    correct = accuracy(text, question) >= 1.0 if question.answer else None
+    return Scored(mixed.total, mixed.parts, correct, format_reward(text) >= 1.0)

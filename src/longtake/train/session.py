@@ -1,0 +1,105 @@
+"""What a training recipe holds while it runs, opened so that it goes on where a killed run stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from longtake.data.cache import FrameTier, Quarantine
+from longtake.log import Log
+from longtake.models.qwen3_vl import Qwen3VL
+from longtake.records import FramePolicy, Question
+from longtake.runtime.features import FeatureStore
+from longtake.runtime.films import Films, Look
+from longtake.runtime.load import load_model, tower_fingerprint
+from longtake.train import resume
+from longtake.train.settings import Optim, Video, own_policy
+from longtake.train.step import adamw
+
+
+@dataclass(slots=True)
+class Session:
+    """A run's model, films, optimizer and progress. Example: session = open_session(…); session.checkpoint()."""
+
+    model: Qwen3VL
+    films: Films
+    optimizer: torch.optim.Optimizer
+    params: list[nn.Parameter]
+    progress: resume.Progress
+    folder: Path
+
+    def checkpoint(self) -> Path:
+        """Writes where the run stands; the one before is dropped once this one is whole."""
+        return resume.save(self.folder / "checkpoints", self.progress, self.model, self.optimizer)
+
+    def finish(self) -> Path:
+        """The trained model in folder/model, without optimizer state; checkpoints stay until the next run."""
+        return resume.save_model(self.folder / "model", self.model)
+
+
+def open_session(name: str, folder: Path, video: Video, optim: Optim, log: Log, *, train_vision: bool, dtype: str) -> Session:
+    """Loads the newest checkpoint of `folder`, else the model `name`; metrics after the checkpoint are dropped."""
+    found = resume.latest(folder / "checkpoints")
+    progress = found[0] if found else resume.Progress()
+    with log.phase("load"):
+        model = load_model(found[1] if found else name, dtype)
+    for part in model.tower.parameters():
+        part.requires_grad_(train_vision)
+    params = [p for p in model.net.parameters() if p.requires_grad]
+    optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
+    if found:
+        optimizer.load_state_dict(torch.load(found[1] / "optimizer.pt", weights_only=True))
+        log.note(f"goes on from step {progress.step}")
+    log.cut_after(progress.step)
+    if train_vision:
+        log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
+    films = open_films(model, video, folder, frozen=not train_vision)
+    return Session(model, films, optimizer, params, progress, folder)
+
+
+def open_films(model: Qwen3VL, video: Video, folder: Path, *, frozen: bool) -> Films:
+    """Films of a run; tier and features are shared with other runs where `video` names their folders."""
+    store = None
+    if frozen:
+        store = FeatureStore(video.features or folder / "features", tower_fingerprint(model), model.net.dtype)
+    return Films(model, FrameTier(video.tier or folder / "tier"), store, Quarantine(folder))
+
+
+def decode(films: Films, questions: Sequence[Question], video: Video, log: Log, more: Sequence[FramePolicy] = ()) -> list[Question]:
+    """Decodes all films of the questions once, for every policy they may be drawn with; returns the usable questions.
+
+    Raises UserError if more films failed than `video.most_failed` allows.
+    """
+    wants: dict[str, list[FramePolicy]] = {}
+    for question in questions:
+        if question.video is not None:
+            own = question.policy and (own_policy(question.policy, video.max_pixels),)
+            wants.setdefault(question.video, []).extend(own or (*video.policies(), *more))
+    with log.phase("decode"), counted(log, "films", len(wants)) as progress:
+        films.decode({path: list(dict.fromkeys(policies)) for path, policies in wants.items()}, video.workers, progress)
+    films.quarantine.must_not_exceed(video.most_failed, len(wants))
+    usable = [question for question in questions if films.usable(question)]
+    if log.folder is not None:
+        log.folder.set_films(len(wants) - len(films.quarantine), ((bad.path, bad.reason) for bad in films.quarantine.films()))
+    return usable
+
+
+def encode(films: Films, looks: Sequence[Look], log: Log) -> None:
+    """Encodes what is missing, counted as phase `encode`."""
+    with log.phase("encode"), counted(log, "frame sets", len(looks)) as progress:
+        films.encode(looks, progress)
+
+
+@contextmanager
+def counted(log: Log, name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A (done, total) callback that moves a progress line; little work stays silent."""
+    if total < 100:
+        yield lambda done, total: None
+        return
+    with log.progress(name, total) as counter:
+        yield lambda done, total: counter.advance(done - counter.done)

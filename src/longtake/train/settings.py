@@ -1,0 +1,79 @@
+"""Config blocks that several recipes share. No torch here: a recipe's --help imports this."""
+
+from __future__ import annotations
+
+import math
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from longtake.config import Settings
+from longtake.records import FramePolicy, Question
+
+
+class Video(Settings):
+    """Which frames are looked at. A row that names its own frames or window keeps them."""
+
+    frames: tuple[int, ...] = Field((64,), description="frames a film, drawn per question where several are given")
+    fps: float | None = Field(None, gt=0, description="frames a second instead of a number of frames")
+    max_frames: int = Field(768, ge=1, description="cap for fps; what it cuts is said in the receipt")
+    max_pixels: int | None = Field(None, ge=1, description="pixels a frame, beside the model's own limit")
+    root: Path | None = Field(None, description="folder of the films, if not that of the rows file")
+    workers: int = Field(2, ge=1, description="processes that decode")
+    tier: Path | None = Field(None, description="folder of decoded frames, shared by runs (default: in the run folder)")
+    features: Path | None = Field(None, description="folder of encoded features, shared by runs (default: in the run folder)")
+    most_failed: float = Field(0.1, ge=0, le=1, description="share of films that may be quarantined before the run ends")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Video:
+        if self.fps is not None and "frames" in self.model_fields_set:
+            raise ValueError("frames and fps exclude each other: give one")
+        if not self.frames or min(self.frames) < 1:
+            raise ValueError("frames must be one or more numbers from 1 on")
+        return self
+
+    def policies(self) -> tuple[FramePolicy, ...]:
+        """Every policy a question may be drawn with."""
+        if self.fps is not None:
+            return (FramePolicy(fps=self.fps, max_frames=self.max_frames, max_pixels=self.max_pixels),)
+        return tuple(FramePolicy(frames=n, max_pixels=self.max_pixels) for n in sorted(set(self.frames)))
+
+    def policy(self, question: Question, draw: int) -> FramePolicy:
+        """The row's own policy, else the one that `draw` (any number) picks, in the shares that `frames` was written in."""
+        if question.policy is not None:
+            return own_policy(question.policy, self.max_pixels)
+        if self.fps is not None:
+            return self.policies()[0]
+        return FramePolicy(frames=self.frames[draw % len(self.frames)], max_pixels=self.max_pixels)
+
+
+def own_policy(policy: FramePolicy, max_pixels: int | None) -> FramePolicy:
+    """A row's policy with the run's pixel limit where it names none."""
+    if policy.max_pixels is not None or max_pixels is None:
+        return policy
+    fields = {name: getattr(policy, name) for name in FramePolicy.__slots__}
+    return FramePolicy(**(fields | {"max_pixels": max_pixels}))
+
+
+class Optim(Settings):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-5, gt=0, description="peak learning rate")
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after warm-up")
+    hold: float = Field(0.0, ge=0, le=1, description="share of steps at the peak before the schedule falls")
+    floor: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of `step` (from 0) of `steps`."""
+
+
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        done = max(0.0, (step / max(1, steps) - self.hold) / max(1e-9, 1 - self.hold))
+        fall = {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done}[self.schedule]
+        return self.lr * rise * (self.floor + (1 - self.floor) * fall)

@@ -1,0 +1,318 @@
+"""Rows of every shape, weird files, and what is said about malformed ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longtake.data.readers import ANSWER, CHOOSE
+from longtake.data.rows import read_examples, read_questions, sift_examples, sift_questions
+from longtake.errors import UserError
+from longtake.records import FramePolicy, Span
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "benchmarks"
+MOST_LINES = 6
+OPTIONS = ["left", "middle", "right"]
+
+
+def chat(
+    id: str = "q", answer: Any = None, text: str = "where ? A left B middle C right", **more: Any
+) -> dict[str, Any]:
+    video = {"type": "video", "video": "films/7.mp4", **more.pop("look", {})}
+    turns = [{"role": "user", "content": [video, {"type": "text", "text": text}]}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    return {"id": id, "messages": turns, "options": OPTIONS, "answer": "B", **more}
+
+
+def lines(folder: Path, *rows: Any, name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows))
+    return path
+
+
+def said(path: Path, examples: bool = False) -> str:
+    with pytest.raises(UserError) as caught:
+        (read_examples if examples else read_questions)(path)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= MOST_LINES
+    return message
+
+
+def test_chat_row_is_read_as_it_stands(tmp_path: Path) -> None:
+    row = chat(kind="spatial", hops=5, evidence=[[1.2, 1.6]], note="kept")
+    (question,) = read_questions(lines(tmp_path, row))
+    assert question.id == "q"
+    assert question.video == str(tmp_path / "films/7.mp4")
+    assert question.text == "where ? A left B middle C right"
+    assert (question.options, question.answer, question.kind, question.hops) == (tuple(OPTIONS), "B", "spatial", 5)
+    assert question.evidence == ((1.2, 1.6),)
+    assert question.policy is None
+    assert question.row["note"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("look", "policy"),
+    [
+        ({"nframes": 64}, FramePolicy(frames=64)),
+        ({"fps": 2, "max_frames": 32.0}, FramePolicy(fps=2.0, max_frames=32)),
+        ({"video_start": 1.5, "video_end": 3, "fps": 4.0}, FramePolicy(fps=4.0, start=1.5, end=3.0)),
+        ({"video_start": 0.0, "video_end": 3.0}, FramePolicy(end=3.0)),
+        ({"nframes": 8, "max_pixels": 1024, "fps": None}, FramePolicy(frames=8, max_pixels=1024)),
+    ],
+)
+def test_qwen_video_keys(tmp_path: Path, look: dict[str, Any], policy: FramePolicy) -> None:
+    assert read_questions(lines(tmp_path, chat(look=look)))[0].policy == policy
+
+
+@pytest.mark.parametrize(
+    ("look", "why"),
+    [
+        ({"nframes": 8, "fps": 1}, "both given"),
+        ({"nframes": 0}, "above 0"),
+        ({"nframes": 8.5}, "whole"),
+        ({"fps": "2"}, "number"),
+        ({"fps": float("nan")}, None),
+        ({"min_frames": 4}, "'min_frames'"),
+        ({"video_start": 3, "video_end": 3}, "window"),
+    ],
+)
+def test_qwen_video_keys_that_cannot_be_honoured(tmp_path: Path, look: dict[str, Any], why: str | None) -> None:
+    path = lines(tmp_path, chat(look=look))
+    if why is None:
+        assert read_questions(path)[0].policy is None  # NaN is how tables write an empty cell
+    else:
+        assert why in said(path)
+
+
+def test_rows_with_one_prompt_share_an_example_and_weights_multiply(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "s1 swap", "weight": 0.0}, {"type": "text", "text": "left", "weight": 0.5}]
+    path = lines(tmp_path, chat("a", "one", weight=0.5), chat("b", "other"), chat("a", parts, weight=0.5))
+    first, second = read_examples(path)
+    assert (first.question.id, second.question.id) == ("a", "b")
+    assert first.targets == ((Span("one", 0.5),), (Span("s1 swap", 0.0), Span("left", 0.25)))
+    assert second.targets == ((Span("other", 1.0),),)
+    assert [question.id for question in read_questions(path)] == ["a", "b"]
+
+
+def test_row_without_film(tmp_path: Path) -> None:
+    row = {"id": "story", "messages": [{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "a"}]}
+    (example,) = read_examples(lines(tmp_path, row))
+    assert example.question.video is None
+    assert example.question.answer == ""
+
+
+def test_film_beside_the_messages(tmp_path: Path) -> None:
+    row = {"videos": ["a.mp4"], "messages": [{"role": "user", "content": "<video>\nwho ?"}]}
+    (question,) = read_questions(lines(tmp_path, row), videos=Path("/films"))
+    assert (question.id, question.video, question.text) == ("rows-1", "/films/a.mp4", "who ?")
+
+
+VIDEO_R1 = {
+    "problem_id": 7,
+    "problem": "Where?",
+    "data_type": "video",
+    "problem_type": "multiple choice",
+    "options": ["A. left", "B. right"],
+    "solution": "<answer>B</answer>",
+    "path": "./a.mp4",
+    "data_source": "STAR",
+}
+CHOICE_TEXT = f"Where?\nA. left\nB. right\n{CHOOSE}"
+
+
+def other(**changes: Any) -> dict[str, Any]:
+    """The Video-R1 row in another shape; None takes a key away."""
+    return {key: value for key, value in {**VIDEO_R1, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (VIDEO_R1, "STAR"),
+        (other(options=["B. right", "A. left"]), "STAR"),  # EasyVideoR1's LongVideo-Reason: out of order
+        (other(options=["(A) left", "(B) right"]), "STAR"),
+        (other(options=["A.left", "B.right"]), "STAR"),
+        (other(options=["left", "right"], solution="right"), "STAR"),
+        (other(options=["left", "right"], solution="B. right"), "STAR"),
+        (other(options={"A": "left", "B": "right"}, solution="b"), "STAR"),
+        (other(options="['A. left', 'B. right']"), "STAR"),
+        (other(options="A. left\nB. right"), "STAR"),
+        (other(options=None, A="left", B="right"), "STAR"),
+        (other(options=None, option0="left", option1="right", option2="N/A", solution=None, correct_choice=1), "STAR"),
+        (other(options=None, a0="left", a1="right", solution=None, answer=1), "STAR"),
+        (other(options=None, problem="Where?\nA. left\nB. right"), "STAR"),
+        (other(options=None, problem="<video>Where?\n\n(A) left\n\n(B) right\n"), "STAR"),
+        (other(problem=None, question="Where?", path=None, videoID="a", task_type="Counting"), "Counting"),
+        (
+            other(
+                problem=None, question="Where?", path=None, video="a.mp4", options=None, candidates=["left", "right"]
+            ),
+            "STAR",
+        ),
+        (other(problem_type="temporal", path=None, videos="a.mp4"), "temporal"),
+        (other(question_type=["entity", "event"], path=None, key="a"), "entity+event"),
+    ],
+)
+def test_benchmark_shapes(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
+    (question,) = read_questions(lines(tmp_path, row))
+    assert question.id == "7"
+    assert question.text == CHOICE_TEXT
+    assert (question.options, question.answer, question.kind) == (("left", "right"), "B", kind)
+    assert question.video == str(tmp_path / "a.mp4")
+
+
+def test_open_question_asks_for_an_answer(tmp_path: Path) -> None:
+    row = other(options=[], solution="<answer>7</answer>", problem="How many?", problem_type="numerical")
+    (question,) = read_questions(lines(tmp_path, row))
+    assert (question.text, question.options, question.answer) == (f"How many?\n{ANSWER}", (), "7")
+
+
+def test_options_that_only_look_labelled(tmp_path: Path) -> None:
+    (question,) = read_questions(lines(tmp_path, other(options=["A.M.", "P.M."], solution="B")))
+    assert question.options == ("A.M.", "P.M.")
+
+
+@pytest.mark.parametrize("key", ["process", "reasoning"])
+def test_reasoning_becomes_the_answer_to_learn(tmp_path: Path, key: str) -> None:
+    (example,) = read_examples(lines(tmp_path, other(**{key: "<think>it moved</think>"})))
+    assert example.targets == ((Span("<think>\nit moved\n</think>\n<answer>B</answer>"),),)
+    assert "SFT rows need" in said(lines(tmp_path, VIDEO_R1), examples=True)
+
+
+def test_nested_questions(tmp_path: Path) -> None:
+    inner = {"question": "Where?\n(A) left\n(B) right", "answer": "B"}
+    (question, last) = read_questions(lines(tmp_path, {"key": "a", "qa": [inner, {**inner, "uid": 9}]}))
+    assert (question.id, question.text, question.video) == ("rows-1#1", CHOICE_TEXT, str(tmp_path / "a.mp4"))
+    assert last.id == "9"
+
+
+def test_conversations_are_one_question_a_pair_of_turns(tmp_path: Path) -> None:
+    turns = ["<image>\nWhere?\nA. left\nB. right", "B.", "Who?", "A man."]
+    talk = [{"from": speaker, "value": value} for speaker, value in zip(["human", "gpt"] * 2, turns, strict=True)]
+    again = [{"from": "human", "value": "<image>\nWhen?"}, {"from": "gpt", "value": "At noon."}]
+    path = lines(
+        tmp_path,
+        {"id": "v", "conversations": talk, "video": "a.mp4"},
+        {"id": "v", "conversations": again, "video": "a.mp4"},
+    )
+    examples = read_examples(path)
+    assert [example.question.id for example in examples] == ["v", "v#2", "v#3"]
+    assert examples[0].question.text == "Where?\nA. left\nB. right"
+    assert (examples[0].question.options, examples[0].question.answer) == (("left", "right"), "B")
+    assert (examples[1].question.options, examples[1].question.answer) == ((), "A man.")
+    assert [example.targets[0][0].text for example in examples] == ["B.", "A man.", "At noon."]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        json.dumps([VIDEO_R1]),
+        json.dumps(VIDEO_R1, indent=1),
+        "\ufeff" + json.dumps([VIDEO_R1]),
+        json.dumps({"info": "v1", "data": [VIDEO_R1]}),
+        json.dumps({"7": other(problem_id=None)}, indent=1),
+        json.dumps(VIDEO_R1) + "\n\n\n",
+        json.dumps({**VIDEO_R1, "note": "a\u2028b"}, ensure_ascii=False),
+    ],
+)
+def test_files_of_other_layouts(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(written, encoding="utf-8")
+    assert [question.id for question in read_questions(path)] == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("written", "what"),
+    [
+        ("", "no rows"),
+        ("  \n", "no rows"),
+        ("[]", "no question"),
+        ("[{]", "not JSON"),
+        ("hello", "not JSON"),
+        ('{"a": 1}', "no list of rows"),
+        ('{\n "problem": ', "not JSON"),
+    ],
+)
+def test_files_that_hold_no_rows(tmp_path: Path, written: str, what: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(written)
+    assert what in said(path)
+
+
+def test_files_that_are_something_else(tmp_path: Path) -> None:
+    assert "No such file" in said(tmp_path / "none.jsonl")
+    assert "folder" in said(tmp_path)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    assert "to_json" in said(tmp_path / "rows.parquet")
+    (tmp_path / "rows.json").write_bytes(b"\xff\xfe[\x00]\x00")
+    assert "UTF-8" in said(tmp_path / "rows.json")
+
+
+MALFORMED = [
+    ('{"id": "q", "messages": [', "not JSON"),
+    ("[1]", "a row is an object"),
+    ({"id": "q"}, "no question: the keys are id"),
+    ({"chosen": "a", "rejected": "b"}, "preference"),
+    ({"messages": "hello"}, "list of turns"),
+    ({"messages": []}, "the turns are none"),
+    ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}, "system turn"),
+    ({"messages": [{"role": "user", "content": " "}]}, "no text"),
+    ({"messages": [{"role": "user", "content": "<video>where ?"}]}, "none is named"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}, "'image'"),
+    (chat(look={"video": ["1.png", "2.png"]}), "2 films or images"),
+    (chat(look={"video": "https://x.org/a.mp4"}), "web address"),
+    (chat(answer=[{"type": "text", "text": "a", "weight": -1}]), "weight"),
+    (chat(answer=""), "empty"),
+    (chat(answer="a", weight="much"), "weight"),
+    (chat(hops=-1), "`hops`"),
+    (chat(evidence=[[3, 2]]), "`evidence`"),
+    (other(solution="<answer>C</answer>"), "'C' is none of the 2 options"),
+    (other(options=["A. left"]), "1 option, where 2"),
+    (other(options=["A. left", "B. "]), "option B is empty"),
+    (other(options=["A. left", "D. .", "B. right"]), "labelled A, D, B, not A to C"),
+    (other(options=None), "the letter B, but there are no options"),
+    (other(options=7), "must be a list"),
+    (other(options=[["left"]]), "every option must be text"),
+    (other(path=None), "no film"),
+    (other(data_type="image"), "about an image"),
+    (other(problem=" "), "the question is empty"),
+    (other(solution={"a": 1}), "the answer must be text"),
+    ({"conversations": [{"from": "human", "value": "x"}]}, "alternation"),
+    ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}, "none is named"),
+]
+
+
+@pytest.mark.parametrize(("row", "why"), MALFORMED)
+def test_malformed_row_is_named_with_its_line(tmp_path: Path, row: Any, why: str) -> None:
+    path = lines(tmp_path, chat("good"), "", row)
+    message = said(path)
+    assert message.startswith(f"{path}:3: ")
+    assert why in message
+    questions, (bad,) = sift_questions(path)
+    assert [question.id for question in questions] == ["good"]
+    assert bad.place == 3
+    assert why in f"{bad.reason} {bad.fix}"
+
+
+def test_ids_that_are_used_twice(tmp_path: Path) -> None:
+    assert "the same row as at 1" in said(lines(tmp_path, chat(), chat()))
+    assert "another question at 1" in said(lines(tmp_path, chat(), chat(text="who ?")))
+    assert "another answer at 1" in said(lines(tmp_path, chat("a", "x"), chat("a", "y") | {"answer": "C"}))
+    examples, bad = sift_examples(lines(tmp_path, chat("a", "x"), chat("a", "y"), chat("a", "z", text="who ?")))
+    assert [len(example.targets) for example in examples] == [2]
+    assert [(row.place, row.id) for row in bad] == [(3, "a")]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the benchmark files are not here")
+@pytest.mark.parametrize(
+    ("name", "good", "bad"), [("longvideoreason", 807, 44), ("lvbench", 1492, 0), ("mlvu-dev", 2171, 3)]
+)
+def test_real_benchmark_files(name: str, good: int, bad: int) -> None:
+    questions, left_out = sift_questions(SHARED / f"{name}.json")
+    assert (len(questions), len(left_out)) == (good, bad)
+    assert all(question.answer in "ABCD" and len(question.options) == 4 for question in questions)
+    assert all(row.id and row.reason for row in left_out)

@@ -1,0 +1,69 @@
+"""Run folders: one run each, gone on with, never written over by another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longtake.errors import UserError
+from longtake.log import RunFolder, read_json
+
+CONFIG = {"lr": 0.1, "frames": (16, 32), "video": {"fps": None}, "out": "a", "fresh": False}
+
+
+def test_a_new_folder_says_what_runs_where(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "x" / "sft", "sft", CONFIG)
+    run = read_json(folder.path / "run.json")
+    assert list(run) == ["stage", "config", "versions", "machine", "started", "status", "notes", "seconds", "films"]
+    assert run["config"] == CONFIG | {"frames": [16, 32]}
+    assert run["status"] == folder.status == "running"
+    assert run["versions"]["numpy"]
+    assert run["machine"]["processors"] >= 1
+    assert not folder.resumed
+
+
+def test_the_same_settings_go_on(tmp_path: Path) -> None:
+    first = RunFolder.open(tmp_path, "sft", CONFIG)
+    first.set_seconds({"decode": 2.0})
+    first.set_films(3, [("a.mp4", "empty file")])
+    first.add_note("one")
+    first.add_note("one")
+    free = {"out": "elsewhere", "frames": [16, 32], "video": {"fps": None, "workers": 4}}
+    second = RunFolder.open(tmp_path, "sft", CONFIG | free)
+    assert (second.resumed, second.was_done) == (True, False)
+    assert second.seconds == {"decode": 2.0}
+    run = read_json(tmp_path / "run.json")
+    assert run["films"] == {"used": 3, "quarantined": [{"path": "a.mp4", "reason": "empty file"}]}
+    assert run["notes"] == ["one"]
+    second.set_status("done")
+    third = RunFolder.open(tmp_path, "sft", CONFIG)
+    assert (third.was_done, third.status) == (True, "running")
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, "sft", CONFIG)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UserError) as caught:
+        RunFolder.open(tmp_path, "sft", CONFIG | {"lr": 0.2, "video": {"fps": 1.0}})
+    assert "lr was 0.1, now 0.2, video.fps was None, now 1.0" in str(caught.value)
+    assert "--fresh" in caught.value.fix
+    with pytest.raises(UserError, match="it is of `sft`"):
+        RunFolder.open(tmp_path, "grpo", CONFIG)
+    with pytest.raises(UserError) as caught:
+        RunFolder.open(tmp_path, "sft", {str(n): n for n in range(9)})
+    assert caught.value.why.endswith("and 8 more")
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_fresh_moves_the_old_run_aside(tmp_path: Path) -> None:
+    for lr in (1, 2, 3):
+        RunFolder.open(tmp_path / "sft", "sft", {"lr": lr}, fresh=True)
+    found = {path.name: read_json(path / "run.json")["config"]["lr"] for path in tmp_path.iterdir()}
+    assert found == {"sft.old-1": 1, "sft.old-2": 2, "sft": 3}
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write here"):
+        RunFolder.open(tmp_path / "file", "sft", CONFIG)

@@ -1,0 +1,114 @@
+"""One-place breaks of longtake.maths; each must turn a test red, by an assertion, after a green control run.
+
+`python -m tests.mutants` (two forked workers) prints what survived and exits non-zero if anything did. Every mutant
+gets a copy of the maths folder with one text replaced, and a forked process that runs the maths tests on it.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import multiprocessing
+import shutil
+import sys
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+import torch.testing
+import torch.utils.checkpoint
+from hypothesis import strategies
+from tests.mutants_table import MUTANTS, TESTS, Mutant
+
+ROOT = Path(__file__).parent.parent
+SKIPPED = [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mutant. `problem` is "" if a test's assertion caught it."""
+
+    mutant: Mutant | None  # None = the control run
+    caught_by: str
+    problem: str
+
+
+class Watch:
+    """Notes the first failing test and whether it failed by an assertion."""
+
+    def __init__(self) -> None:
+        self.test, self.reason, self.error = "", "", ""
+
+    def pytest_exception_interact(self, node, call, report):
+        if not self.test:
+            asserted = call.excinfo.errisinstance((AssertionError, pytest.fail.Exception))
+            self.test, self.reason = node.name, "" if asserted else call.excinfo.exconly().splitlines()[0]
+
+
+def run(mutant: Mutant | None) -> Outcome:
+    """In a process of its own: the maths tests on a copy of the package with one break."""
+    import longtake.maths
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "maths"
+        shutil.copytree(longtake.maths.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant is not None:
+            file = copy / mutant.file
+            text = file.read_text()
+            if text.count(mutant.old) != 1:
+                return Outcome(mutant, "", f"{mutant.file} holds the text to break {text.count(mutant.old)} times")
+            file.write_text(text.replace(mutant.old, mutant.new))
+        longtake.maths.__path__[:] = [str(copy)]
+        sys.dont_write_bytecode = True
+        files = sorted({name for names in TESTS.values() for name in names}) if mutant is None else TESTS[mutant.file]
+        watch = Watch()
+        options = ["-x", "-q", "--noconftest", "--assert=plain", *SKIPPED, "--rootdir", str(ROOT)]
+        with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
+            code = pytest.main([*options, *(str(ROOT / "tests/maths" / name) for name in files)], plugins=[watch])
+    if mutant is None:
+        return Outcome(None, "", "" if code == 0 else f"the control run is red: {watch.test} {said.getvalue()[-2000:]}")
+    if code == pytest.ExitCode.OK:
+        return Outcome(mutant, "", "survived")
+    if code != pytest.ExitCode.TESTS_FAILED or watch.reason or not watch.test:
+        return Outcome(mutant, watch.test, f"red, but not by an assertion: {watch.reason or said.getvalue()[-500:]}")
+    return Outcome(mutant, watch.test, "")
+
+
+def warm_up() -> None:
+    """What every child would otherwise load or compute for itself: the first use of hypothesis alone takes a second."""
+    torch.set_num_threads(1)
+    hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.generate], report_multiple_bugs=False)
+    hypothesis.settings.load_profile("mutants")  # tests inherit it when they are imported: the first failure will do
+
+    @hypothesis.settings(max_examples=2, deadline=None, database=None)
+    @hypothesis.given(strategies.lists(strategies.one_of(strategies.integers(0, 3), strategies.sampled_from([5]))))
+    def check(numbers):
+        torch.testing.assert_close(torch.tensor(numbers), torch.tensor(numbers))
+
+    check()
+    gc.freeze()
+
+
+def main() -> int:
+    warm_up()
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(1, maxtasksperchild=1) as pool:
+        control = pool.apply(run, (None,))
+    if control.problem:
+        print(control.problem)
+        return 1
+    with fork.Pool(2, maxtasksperchild=1) as pool:
+        outcomes = list(pool.imap_unordered(run, MUTANTS, chunksize=1))
+    loose = [outcome for outcome in outcomes if outcome.problem]
+    for outcome in sorted(loose, key=lambda x: x.mutant.file):
+        print(f"{outcome.mutant.file}: {outcome.mutant.why}: {outcome.problem} {outcome.caught_by}")
+    print(f"{len(outcomes) - len(loose)} of {len(outcomes)} mutants caught by an assertion, control green")
+    return bool(loose)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""A shared-prefix row through the whole network equals one row per answer; decoding equals the full forward."""
+
+import pytest
+import torch
+from tests.models import tiny
+from torch.testing import assert_close
+
+from longtake.engines.local import Decode, Prefill
+from longtake.maths.attention import Row
+from longtake.maths.pack import pack
+from longtake.records import Layout
+from longtake.runtime.features import FeatureStore, fill, gather
+
+EXACT = 1e-12  # of the largest number compared
+FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
+
+
+def prompts(model):
+    """Two films of different size and length, and a question without one."""
+    asked = [("a", "Which cup?"), (None, "2 + 2?"), ("b", "Who last gave the gem away?")]
+    return [
+        model.prompt(tiny.ask(text, str(i)), film and tiny.receipt(FILMS[film]), film)
+        for i, (film, text) in enumerate(asked)
+    ]
+
+
+def numbers(seed, lengths, low=40, high=250):
+    generator = torch.Generator().manual_seed(seed)
+    ids = [[torch.randint(low, high, (n,), generator=generator).tolist() for n in own] for own in lengths]
+    weights = [[torch.randn(n, generator=generator).tolist() for n in own] for own in lengths]
+    return ids, weights
+
+
+@pytest.fixture
+def store(exact, tmp_path):
+    made = FeatureStore(tmp_path, "tower", torch.float64)
+    with torch.no_grad():
+        made.put(dict(zip(FILMS, exact.encode(list(FILMS.values())), strict=True)))
+    return made
+
+
+def weighted_logprobs(model, store, row):
+    """Log-probability of every answer token [R]."""
+    embed_TE, deepstack = gather(model, store, row)
+    hidden_TE = model.hidden(embed_TE, row.position_3T, row.visual_T, deepstack, Row(row.layout))
+    return model.head(hidden_TE[row.predict_R]).log_softmax(-1).gather(1, row.target_R[:, None])[:, 0]
+
+
+def close(got, want, scale):
+    assert (got - want).abs().max().item() <= EXACT * scale
+
+
+def grads(model, loss):
+    model.net.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("lengths", [((5, 3, 9), (4, 1, 2), (7,)), ((2, 40), (3,), (1, 1))])
+def test_row_equals_one_row_per_answer(exact, store, lengths):
+    ids, weights = numbers(0, lengths)
+    asked = prompts(exact)
+    row = pack(asked, ids, weights, dtype=torch.float64)
+    got = weighted_logprobs(exact, store, row)
+    got_grads = grads(exact, (got * row.weight_R).sum())
+    want, loss = [], 0.0
+    for prompt, own_ids, own_weights in zip(asked, ids, weights, strict=True):
+        for answer, weight in zip(own_ids, own_weights, strict=True):
+            alone = pack([prompt], [[answer]], [[weight]], dtype=torch.float64)
+            plain = plain_logprobs(exact, store, alone)
+            want.append(plain)
+            loss = loss + (plain * alone.weight_R).sum()
+    close(got, torch.cat(want), got.abs().max().item())
+    want_grads = grads(exact, loss)
+    assert got_grads.keys() == want_grads.keys()
+    for name, grad in want_grads.items():
+        close(got_grads[name], grad, grad.abs().max().item())
+    assert sum(grad.abs().sum() > 0 for grad in want_grads.values()) == len(want_grads) > 20
+
+
+def plain_logprobs(model, store, row):
+    """The same of a row [prompt | answer], all of it one causal sequence."""
+    embed_TE, deepstack = gather(model, store, row)
+    whole = Row(Layout(((row.layout.total, ()),)))
+    hidden_TE = model.hidden(embed_TE, row.position_3T, row.visual_T, deepstack, whole)
+    return model.head(hidden_TE[row.predict_R]).log_softmax(-1).gather(1, row.target_R[:, None])[:, 0]
+
+
+def test_deepstack_and_features_matter(exact, store):
+    """The rows above would also agree if features were left out: they are not."""
+    row = pack(prompts(exact), *numbers(0, ((5,), (4,), (7,))), dtype=torch.float64)
+    embed_TE, deepstack = gather(exact, store, row)
+    call = (row.position_3T, row.visual_T)
+    seen = exact.hidden(embed_TE, *call, deepstack, Row(row.layout))
+    no_deepstack = exact.hidden(embed_TE, *call, torch.zeros_like(deepstack), Row(row.layout))
+    blind = exact.hidden(exact.embed(row.ids_T), *call, deepstack, Row(row.layout))
+    for other in (no_deepstack, blind):
+        assert (seen - other).abs().max() > 1e-3
+
+
+def test_gather_fills_the_places_in_row_order(exact, store):
+    row = pack(prompts(exact), *numbers(0, ((2,), (2,), (2,))), dtype=torch.float64)
+    embed_TE, deepstack = gather(exact, store, row)
+    levels = torch.cat([store.get(handle).level_LNE for handle in "ab"], dim=1)
+    assert torch.equal(embed_TE[row.visual_T], levels[0])
+    assert torch.equal(deepstack, levels[1:])
+    assert torch.equal(embed_TE[~row.visual_T], exact.embed(row.ids_T)[~row.visual_T])
+    with pytest.raises(ValueError, match="do not fill"):
+        fill(exact, row.ids_T, row.visual_T, [store.get("a")])
+
+
+@torch.no_grad()
+def test_cached_features_equal_fresh_ones(exact, store):
+    row = pack(prompts(exact), *numbers(0, ((5, 3), (4,), (7,))), dtype=torch.float64)
+    fresh = fill(exact, row.ids_T, row.visual_T, exact.encode(list(FILMS.values())))
+    for cached, made in zip(gather(exact, store, row), fresh, strict=True):
+        assert torch.equal(cached, made)
+
+
+@torch.no_grad()
+def test_decoding_equals_the_full_forward(exact, store):
+    asked, answers, length = prompts(exact), 2, 5
+    ids, weights = numbers(1, ((length,) * answers,) * len(asked))
+    want = weighted_logprobs(exact, store, pack(asked, ids, weights, dtype=torch.float64))
+    prefixes = pack(asked, [[]] * 3, [[]] * 3, dtype=torch.float64)
+    embed_TE, deepstack = gather(exact, store, prefixes)
+    prefill = Prefill(prefixes.layout)
+    hidden_TE = exact.hidden(embed_TE, prefixes.position_3T, prefixes.visual_T, deepstack, prefill)
+    last = torch.tensor([len(prompt.ids) for prompt in asked]).cumsum(0) - 1
+    logits = exact.head(hidden_TE[last]).repeat_interleave(answers, 0)
+    decode = Decode(prefill, answers, length)
+    at = torch.tensor([int(prompt.position_3P.max()) + 1 for prompt in asked]).repeat_interleave(answers)
+    flat = torch.tensor([answer for own in ids for answer in own])
+    none = torch.zeros(len(flat), dtype=torch.bool)
+    got = []
+    for step in range(length):
+        got.append(logits.log_softmax(-1).gather(1, flat[:, step : step + 1])[:, 0])
+        position = (at + step).expand(3, -1)
+        logits = exact.head(exact.hidden(exact.embed(flat[:, step]), position, none, None, decode))
+        decode.at += 1
+    assert_close(torch.stack(got, 1).flatten(), want, rtol=EXACT, atol=EXACT)
