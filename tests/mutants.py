@@ -25,7 +25,8 @@ from hypothesis import strategies
 from tests.mutants_table import MUTANTS, TESTS, Mutant
 
 ROOT = Path(__file__).parent.parent
-SKIPPED = [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
+QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]
+QUICK += [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def run(mutant: Mutant | None) -> Outcome:
         sys.dont_write_bytecode = True
         files = sorted({name for names in TESTS.values() for name in names}) if mutant is None else TESTS[mutant.file]
         watch = Watch()
-        options = ["-x", "-q", "--noconftest", "--assert=plain", *SKIPPED, "--rootdir", str(ROOT)]
+        options = [*QUICK, "--rootdir", str(ROOT)]
         with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
             code = pytest.main([*options, *(str(ROOT / "tests/maths" / name) for name in files)], plugins=[watch])
     if mutant is None:

@@ -65,7 +65,11 @@ LOSS = _breaks(
     ("term_R = torch.where(live_R, logprob_R, 0) * -weight_R\n", "term_R = logprob_R * -weight_R\n", "mask forgotten"),
     ("-torch.minimum(", "-torch.maximum(", "maximum for minimum"),
     ("1 - clip_low, 1 + clip_high) * weight_R", "1 - clip_high, 1 + clip_low) * weight_R", "clip bounds swapped"),
-    ("_surrogate(log_ratio_R.exp(),", "_surrogate(log_ratio_R.detach().exp(),", "no gradient through the ratio"),
+    (
+        "_surrogate(log_ratio_R.exp(),",
+        "_surrogate(log_ratio_R.exp().sqrt() * log_ratio_R.exp().sqrt().detach(),",
+        "value right, half the gradient",
+    ),
     ("torch.where(live_R, logprob_R - old_logprob_R, 0)", "(logprob_R - old_logprob_R) * live_R", "0 times inf"),
     ("log_ratio_R) / length).exp()", "log_ratio_R)).exp()", "sequence ratio not length-normalised"),
     ("live_R.to(zeros.dtype)", "torch.ones_like(log_ratio_R)", "tokens out of the loss in the length"),
@@ -117,7 +121,7 @@ LOGPROB = _breaks(
     ("log_softmax(-1)", "log_softmax(0)", "softmax over rows"),
     ("with torch.no_grad():", "with torch.enable_grad():", "gradient through the entropy"),
     ("len(hidden_RE) > rows and", "len(hidden_RE) < rows and", "slices keep their logits"),
-    ("hidden_RE.split(rows)", "hidden_RE.detach().split(rows)", "no gradient to the network"),
+    ("hidden_RE.split(rows)", "(hidden_RE / 2 + hidden_RE.detach() / 2).split(rows)", "value right, half the gradient"),
     ("torch.special.entr(logprob_RV.exp())", "(-logprob_RV.exp() * logprob_RV)", "0 times inf in the entropy"),
 )
 
@@ -194,8 +198,8 @@ PACK = _breaks(
     ("visual[start:stop] = True", "visual[start : stop + 1] = True", "one visual token too many"),
     (
         "tuple(max(len(answer) - 1, 0) for answer in group)",
-        "tuple(len(fed) for answer in group)",
-        "every segment as long as the last",
+        "tuple(sorted(max(len(answer) - 1, 0) for answer in group))",
+        "segments in another order than their tokens",
     ),
 )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from longtake.records import Draw, Features, Group, Prompt, Question, Receipt
 
@@ -16,11 +17,18 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """One device's network of one family: everything that differs between families is behind these methods."""
 
-    family: str
-    net: nn.Module  # the transformers class
     tokenizer: Any  # transformers tokenizer
     end_ids: tuple[int, ...]  # tokens that end an answer
     temporal_patch: int  # frames that become one temporal position
+    pixels: Any  # the processor's constants, on which features depend as well
+
+    @property
+    def net(self) -> PreTrainedModel:
+        """The transformers class."""
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower inside it: all that features depend on."""
 
     def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
         """Size in pixels (width, height) to which decoded frames are resized."""
@@ -37,7 +45,9 @@ class Model(Protocol):
     def embed(self, ids_T: Tensor) -> Tensor:
         """Token embeddings [T, E]."""
 
-    def hidden(self, embed_TE: Tensor, position_3T: Tensor, visual_T: Tensor, deepstack: Tensor | None, attention: Any) -> Tensor:
+    def hidden(
+        self, embed_TE: Tensor, position_3T: Tensor, visual_T: Tensor, deepstack: Tensor | None, attention: Any
+    ) -> Tensor:
         """Decoder over one packed row → last hidden states [T, E] after the final norm.
 
         embed_TE already holds the visual features at visual_T; deepstack is [levels, visual tokens, E] or None.
@@ -46,6 +56,10 @@ class Model(Protocol):
 
     def head(self, hidden_TE: Tensor) -> Tensor:
         """Logits [T, V] in float32 (float64 for a float64 model)."""
+
+
+    def save(self, folder: Path) -> None:
+        """Writes what `runtime.load.load_model` and transformers read."""
 
 
 class Engine(Protocol):

@@ -65,7 +65,7 @@ class Receipt:
 class Question:
     """One question about at most one film, with what is known about the truth.
 
-    Example: Question("cups-7", "films/7.mp4", "Where is the ball at the end?", ("left", "middle", "right"), "B", "spatial").
+    Example: Question("cups-7", "films/7.mp4", "Where is the ball now?", ("left", "middle", "right"), "B", "spatial").
     """
 
     id: str

@@ -1,7 +1,8 @@
+"""Films shared by the tests of this folder."""
+
 from pathlib import Path
 
 import pytest
-
 from tests.data.films import render
 
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "30"}

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from tests.data.films import cut, render
 
 from longtake.data.damage import fault, promised_bytes
-from tests.data.films import cut, render
 
 PROMISING = ["mp4", "mkv", "webm", "avi-mpeg4"]
 
@@ -46,7 +46,9 @@ def test_the_last_box_may_run_to_the_end(tmp_path: Path) -> None:
 
 def test_a_box_of_64_bit_length(tmp_path: Path) -> None:
     film = tmp_path / "a.mp4"
-    film.write_bytes(b"\x00\x00\x00\x08ftyp" + b"\x00\x00\x00\x01mdat" + (5_000_000_000).to_bytes(8, "big") + b"\x00" * 9)
+    film.write_bytes(
+        b"\x00\x00\x00\x08ftyp" + b"\x00\x00\x00\x01mdat" + (5_000_000_000).to_bytes(8, "big") + b"\x00" * 9
+    )
     assert promised_bytes(film) == 5_000_000_008
 
 

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.plain.frames import centres, shown
 
 from longtake.data.frames import choose
 from longtake.errors import UserError
 from longtake.records import Film, FramePolicy
-from tests.plain.frames import centres, shown
 
-RATES = st.sampled_from([Fraction(16), Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(1), Fraction(240)])
+RATES = st.sampled_from(
+    [Fraction(16), Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(1), Fraction(240)]
+)
 
 
 def film(frames: int, fps: Fraction | float) -> Film:
@@ -92,7 +94,10 @@ def test_explicit_seconds_are_put_in_order() -> None:
 
 
 def test_what_a_window_cuts_is_said() -> None:
-    assert choose(film(128, 16), FramePolicy(frames=2, end=20.0)).cut == "window ends with the film at 8.000 s, not at 20 s"
+    assert (
+        choose(film(128, 16), FramePolicy(frames=2, end=20.0)).cut
+        == "window ends with the film at 8.000 s, not at 20 s"
+    )
     assert choose(film(128, 16), FramePolicy(frames=2, end=8.02)).cut == ""
     sliver = choose(film(128, 16), FramePolicy(frames=4, start=1.01, end=1.02))
     assert sliver.indices == (16,)

@@ -1,3 +1,5 @@
+"""Films that failed: listed once, let go when mended, too many of them an error."""
+
 from pathlib import Path
 
 import pytest

@@ -298,6 +298,12 @@ def test_malformed_row_is_named_with_its_line(tmp_path: Path, row: Any, why: str
     assert why in f"{bad.reason} {bad.fix}"
 
 
+def test_the_first_error_counts_the_others(tmp_path: Path) -> None:
+    message = said(lines(tmp_path, chat("good"), {"id": "x"}, {"id": "y"}, {"id": "z"}))
+    assert ":2: " in message
+    assert "2 more rows are malformed too" in message
+
+
 def test_ids_that_are_used_twice(tmp_path: Path) -> None:
     assert "the same row as at 1" in said(lines(tmp_path, chat(), chat()))
     assert "another question at 1" in said(lines(tmp_path, chat(), chat(text="who ?")))

@@ -1,10 +1,12 @@
+"""Filmstrips show the right frames, in order, at the right height."""
+
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tests.data.films import numbers, picture
 
 from longtake.data.strip import save_strip
-from tests.data.films import numbers, picture
 
 
 def test_frames_in_order_and_enlarged(tmp_path: Path) -> None:
@@ -25,4 +27,5 @@ def test_at_most_sixteen(tmp_path: Path) -> None:
 
 def test_large_frames_are_reduced(tmp_path: Path) -> None:
     save_strip(np.stack([picture(k, 320, 240) for k in range(3)]), tmp_path / "a.jpg", height=24, most=2)
-    assert Image.open(tmp_path / "a.jpg").size == (64, 24)
+    with Image.open(tmp_path / "a.jpg") as strip:
+        assert strip.size == (64, 24)

@@ -38,7 +38,9 @@ def test_order_of_packets_does_not_matter() -> None:
     assert line.key_N.tolist() == [True, False, True, False]
 
 
-@pytest.mark.parametrize(("length", "stated", "fps"), [(2000, Fraction(25), 0.5), (0, Fraction(25), 25.0), (0, None, 1.0)])
+@pytest.mark.parametrize(
+    ("length", "stated", "fps"), [(2000, Fraction(25), 0.5), (0, Fraction(25), 25.0), (0, None, 1.0)]
+)
 def test_a_film_of_one_frame(length: int, stated: Fraction | None, fps: float) -> None:
     line = timeline([Stamp(7, True, length)], MS, stated)
     assert (line.seconds_N.tolist(), line.fps, line.duration) == ([0.0], fps, 1 / fps)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from longtake.errors import UserError
-from longtake.eval.blind import report, table
+from longtake.eval.blind import report
+from longtake.eval.blind_table import table
 from longtake.eval.surface import FEATURES, Choice, features, fit, guesses
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "benchmarks"

@@ -74,20 +74,6 @@ def test_extending_kept_prefixes_equals_the_row(layout):
     compare(got, whole, (q, k, v), grad[:, :, answers])
 
 
-def test_gradcheck():
-    layout = Layout(((3, (2, 1)), (2, (2,))))
-    q, k, v, _ = row(layout)
-    assert torch.autograd.gradcheck(
-        lambda *x: attention.shared_prefix_attention(*x, layout, scale=SCALE), (q, k, v), raise_exception=False
-    )
-    prefix, answers = split(layout)
-    parts = [x[:, :, places].detach().requires_grad_() for x, places in ((q, answers), (k, answers), (v, answers))]
-    parts += [x[:, :, prefix].detach().requires_grad_() for x in (k, v)]
-    assert torch.autograd.gradcheck(
-        lambda *x: attention.extend_attention(*x, layout, scale=SCALE), parts, raise_exception=False
-    )
-
-
 def test_bfloat16_sums_of_many_answers_stay_near():
     layout = Layout(((6, (3,) * 24),))
     q, k, v, grad = row(layout)
@@ -161,3 +147,17 @@ def test_decode_refuses_uneven_questions():
         attention.decode_attention(
             torch.zeros(5, H, 1, D), x[:3], x[:3], torch.ones(3, dtype=torch.int64), x, x, scale=SCALE
         )
+
+
+def test_gradcheck():
+    layout = Layout(((3, (2, 1)), (2, (2,))))
+    q, k, v, _ = row(layout)
+    assert torch.autograd.gradcheck(
+        lambda *x: attention.shared_prefix_attention(*x, layout, scale=SCALE), (q, k, v), raise_exception=False
+    )
+    prefix, answers = split(layout)
+    parts = [x[:, :, places].detach().requires_grad_() for x, places in ((q, answers), (k, answers), (v, answers))]
+    parts += [x[:, :, prefix].detach().requires_grad_() for x in (k, v)]
+    assert torch.autograd.gradcheck(
+        lambda *x: attention.extend_attention(*x, layout, scale=SCALE), parts, raise_exception=False
+    )

@@ -45,6 +45,43 @@ def numbers(answers, seed):
     return [[[next(flat) for _ in a] for a in group] for group in answers]
 
 
+def test_columns():
+    """Written out by hand."""
+    first, second = prompt("a", [1, 9, 9, 4, 5], video=2), prompt("b", [7, 8])
+    row = pack(
+        [first, second],
+        [[[2, 3, 0], [6]], [[4, 0], []]],
+        [[[0.5, 0.5, 0.0], [2.0]], [[1.0, -1.0], []]],
+        [[[-0.1, -0.2, -0.3], [-0.4]], [[-0.5, -0.6], []]],
+    )
+    assert row.layout.groups == ((5, (2, 0)), (2, (1, 0)))
+    assert row.layout.total == len(row.ids_T)
+    assert row.ids_T.tolist() == [1, 9, 9, 4, 5, 2, 3, 7, 8, 4]
+    assert row.position_3T[0].tolist() == [0, 1, 4, 3, 4, 5, 6, 0, 1, 2]
+    assert row.position_3T[2].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    assert row.visual_T.nonzero()[:, 0].tolist() == [1, 2]
+    assert row.features == ("handle-a", None)
+    assert row.predict_R.tolist() == [4, 5, 6, 4, 8, 9]
+    assert row.target_R.tolist() == [2, 3, 0, 6, 4, 0]
+    assert row.answer_R.tolist() == [0, 0, 0, 1, 2, 2]
+    assert_close(row.weight_R, torch.tensor([0.5, 0.5, 0.0, 2.0, 1.0, -1.0]))
+    assert_close(row.old_logprob_R, torch.tensor([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]))
+
+
+def test_without_old_logprobs_they_are_zeros():
+    row = pack([prompt("a", [1])], [[[2, 3]]], [[[1.0, 1.0]]])
+    assert row.old_logprob_R.tolist() == [0.0, 0.0]
+
+
+def test_uneven_numbers_are_refused():
+    with pytest.raises(ValueError, match="weights: an answer of 2 tokens has 1 numbers"):
+        pack([prompt("a", [1])], [[[2, 3]]], [[[1.0]]])
+    with pytest.raises(ValueError, match="old_logprobs: an answer of 2 tokens has 3 numbers"):
+        pack([prompt("a", [1])], [[[2, 3]]], [[[1.0, 1.0]]], [[[0.0, 0.0, 0.0]]])
+    with pytest.raises(ValueError, match="prompt a is empty"):
+        pack([prompt("a", [])], [[[2]]], [[[1.0]]])
+
+
 @quick
 @given(groups)
 def test_row_equals_one_row_per_answer(drawn):
@@ -83,40 +120,3 @@ def test_row_equals_one_row_per_answer(drawn):
     ]
     for a, b in zip(*sides, strict=True):
         assert_close(a, b, rtol=EXACT, atol=1e-11)
-
-
-def test_columns():
-    """Written out by hand."""
-    first, second = prompt("a", [1, 9, 9, 4, 5], video=2), prompt("b", [7, 8])
-    row = pack(
-        [first, second],
-        [[[2, 3, 0], [6]], [[4, 0], []]],
-        [[[0.5, 0.5, 0.0], [2.0]], [[1.0, -1.0], []]],
-        [[[-0.1, -0.2, -0.3], [-0.4]], [[-0.5, -0.6], []]],
-    )
-    assert row.layout.groups == ((5, (2, 0)), (2, (1, 0)))
-    assert row.layout.total == len(row.ids_T)
-    assert row.ids_T.tolist() == [1, 9, 9, 4, 5, 2, 3, 7, 8, 4]
-    assert row.position_3T[0].tolist() == [0, 1, 4, 3, 4, 5, 6, 0, 1, 2]
-    assert row.position_3T[2].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
-    assert row.visual_T.nonzero()[:, 0].tolist() == [1, 2]
-    assert row.features == ("handle-a", None)
-    assert row.predict_R.tolist() == [4, 5, 6, 4, 8, 9]
-    assert row.target_R.tolist() == [2, 3, 0, 6, 4, 0]
-    assert row.answer_R.tolist() == [0, 0, 0, 1, 2, 2]
-    assert_close(row.weight_R, torch.tensor([0.5, 0.5, 0.0, 2.0, 1.0, -1.0]))
-    assert_close(row.old_logprob_R, torch.tensor([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]))
-
-
-def test_without_old_logprobs_they_are_zeros():
-    row = pack([prompt("a", [1])], [[[2, 3]]], [[[1.0, 1.0]]])
-    assert row.old_logprob_R.tolist() == [0.0, 0.0]
-
-
-def test_uneven_numbers_are_refused():
-    with pytest.raises(ValueError, match="weights: an answer of 2 tokens has 1 numbers"):
-        pack([prompt("a", [1])], [[[2, 3]]], [[[1.0]]])
-    with pytest.raises(ValueError, match="old_logprobs: an answer of 2 tokens has 3 numbers"):
-        pack([prompt("a", [1])], [[[2, 3]]], [[[1.0, 1.0]]], [[[0.0, 0.0, 0.0]]])
-    with pytest.raises(ValueError, match="prompt a is empty"):
-        pack([prompt("a", [])], [[[2]]], [[[1.0]]])

@@ -65,8 +65,8 @@ def test_text_only_logits_equal_transformers(exact, reference):
 def test_features_equal_transformers(exact, reference):
     for film in FILMS:
         patches, grid_thw = pixels(film)
-        out = reference.get_video_features(patches, grid_thw)
-        want = torch.stack([out.pooler_output[0], *(level[0] for level in out.deepstack_features)])
+        out = reference.model.visual(patches, grid_thw=grid_thw)
+        want = torch.stack([out.pooler_output, *out.deepstack_features])
         assert_close(exact.encode([film])[0].level_LNE, want, rtol=ROUNDED, atol=ROUNDED)
 
 

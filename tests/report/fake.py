@@ -1,4 +1,4 @@
-"""A demo folder made up from numbers: for tests of the report, and for looking at it (`python -m tests.report.fake DIR`)."""
+"""A made-up demo folder: for tests of the report, and for looking at it (`python -m tests.report.fake DIR`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longtake.records import Receipt
 from longtake.report import build
 from longtake.sim.render import pictures
 from longtake.sim.rows import asked, chain
-from longtake.sim.scenes import FPS, KINDS, LETTERS, SECONDS, Scene, keyed, scene
+from longtake.sim.scenes import FPS, KINDS, SECONDS, Scene, keyed, scene
 
 Row = dict[str, Any]
 FRAMES = (8, 16, 32, 64)
@@ -90,9 +90,9 @@ def sample(story: Scene, skill: float, careful: float, rng: random.Random) -> Ro
     right = rng.random() < (skill if style == "full" else 0.36)
     text = chain(story, style)
     if not right:
-        wrong = rng.choice([letter for letter in LETTERS[: len(story.options)] if letter != story.letter])
-        text = text.replace(f"so {story.truth}", f"so {story.options[LETTERS.index(wrong)]}").replace(
-            f"> {story.letter} <", f"> {wrong} <"
+        wrong = rng.choice([option for option in story.options if option != story.truth])
+        text = text.replace(
+            f"so {story.truth} </think> <answer> {story.truth}", f"so {wrong} </think> <answer> {wrong}"
         )
     tagged = rng.random() > 0.01
     parts = {"accuracy": float(right and tagged), "format": float(tagged)}
@@ -144,31 +144,26 @@ def metric(step: int, steps: int, stage: str, rng: random.Random) -> Row:
     noise = rng.gauss(0, 0.03)
     if stage == "grpo":
         accuracy = 0.5 + 0.36 * done + noise
-        row = {
-            "step": step,
-            "reward": accuracy + 0.1,
-            "accuracy": accuracy,
-            "format": 0.96 + 0.035 * done,
-            "loss": noise,
-        }
+        row: Row = {"step": step, "reward": accuracy + 0.1, "accuracy": accuracy, "format": 0.96 + 0.035 * done}
         row |= {
             "length": 19 + 10 * done + 10 * noise,
             "entropy": 0.42 - 0.3 * done + noise / 3,
             "grad_norm": 0.6 + noise,
         }
-        row |= {"groups_kept": round(14 - 6 * done + 20 * noise), "lr": 3e-4 * min(1, step / 10), "clipped": None}
-        seconds = {
-            "rollout": 0.29 + noise,
-            "update": 0.14,
-            "prefill": 0.06,
-            "reward": 0.001,
-            "decode": 0.02,
-            "encode": 0.01,
-        }
-        return row | {"seconds": seconds}
-    loss = 2.2 * (1 - done) + 0.25 + noise
-    row = {"step": step, "loss": loss, "accuracy": min(1, 0.3 + 0.6 * done + noise), "grad_norm": 1 + noise}
-    return row | {"lr": 1.5e-3 * (1 - step / steps), "seconds": {"update": 0.2 + noise, "decode": 0.01}}
+        right, wrong = max(0.0, 0.02 + 0.4 * done + noise), max(0.0, 0.05 - 0.03 * done + noise / 2)
+        row |= {"groups_all_right": right, "groups_all_wrong": wrong, "groups_kept": 1 - right - wrong}
+        row |= {"reward_std": 0.45 - 0.2 * done + noise / 3, "finished": 0.99, "clipped": 0.0, "kl": None}
+        return row | {"seconds": {"rollout": 0.29 + noise, "update": 0.14, "encode": 0.02}}
+    row = {
+        "step": step,
+        "loss": 2.2 * (1 - done) + 0.25 + noise,
+        "entropy": 1.5 * (1 - done) + 0.2,
+        "grad_norm": 1 + noise,
+    }
+    row |= {"lr": 1.5e-3 * (1 - step / steps), "seconds": {"update": 0.2 + noise, "data": 0.01}}
+    return row | (
+        {"accuracy": min(1, 0.3 + 0.55 * done + noise)} if step % max(1, steps // 8) == 0 and stage == "sft" else {}
+    )
 
 
 def outcomes(model: str, frames: int, how: str, control: str, n: int) -> list[Row]:
@@ -231,54 +226,45 @@ def evaluation(folder: Path, model: str, minute: int, n: int) -> None:
         }
         settings.append(setting | {"chain_length": sum(row["tokens"] for row in rows) / n, "format": 0.99})
     write_json(folder / "eval.json", {"model": f"{model}/model", "rows": n, "settings": settings})
-    write_json(folder / "run.json", run_file("eval", minute, {"rollout": 20.0, "prefill": 6.2, "encode": 3.1}))
+    write_json(folder / "run.json", run_file("eval", minute, {"answer": 20.0, "encode": 3.1, "load": 0.6}))
 
 
-def demo(folder: Path, *, steps: int = 200, every: int = 5, groups: int = 16, n: int = 600) -> Path:
+def demo(folder: Path, *, steps: int = 200, every: int = 10, groups: int = 12, n: int = 600) -> Path:
     """A whole demo folder. Small numbers make it quick for tests."""
     rng = random.Random(7)
-    for stage, minute, length in (("base", 2, 3 * steps), ("sft", 4, 2 * steps), ("grpo", 8, steps)):
-        rows = [metric(step, length, "grpo" if stage == "grpo" else "sft", rng) for step in range(1, length + 1)]
-        write_lines(folder / stage / "metrics.jsonl", rows)
-    note = "Made the stand-in base model from the simulator's own captions: it stands for a pre-trained model."
-    write_json(folder / "base" / "run.json", run_file("sft", 2, {"update": 101.0, "decode": 14.0}, notes=[note]))
-    note = "Held-out greedy accuracy reached 0.84 at step 400: went on to the next stage."
+    for stage, length in (("base", 3 * steps), ("sft", 2 * steps), ("grpo", steps)):
+        write_lines(
+            folder / stage / "metrics.jsonl", (metric(step, length, stage, rng) for step in range(1, length + 1))
+        )
+    seconds = {"films": 62.0, "decode": 12.0, "base": 115.0, "sft": 78.4, "difficulty": 14.5, "grpo": 102.0}
+    seconds |= {"eval_base": 14.0, "eval_sft": 13.1, "eval_grpo": 18.2}
+    write_json(folder / "run.json", run_file("demo", 0, seconds, status="running"))
+    write_json(folder / "base" / "run.json", run_file("sft", 2, {"update": 101.0, "encode": 12.0, "data": 2.0}))
+    note = "held-out greedy accuracy 0.840 reached 0.8 at step 400"
     write_json(
-        folder / "sft" / "run.json",
-        run_file("sft", 4, {"update": 61.0, "eval": 9.0, "decode": 8.0, "save": 0.4}, notes=[note]),
+        folder / "sft" / "run.json", run_file("sft", 4, {"update": 61.0, "gate": 9.0, "encode": 8.0}, notes=[note])
     )
-    bad = {
-        "used": 998,
-        "quarantined": [
-            {"path": "films/412.mp4", "reason": "moov atom not found"},
-            {"path": "films/7.mp4", "reason": "no video stream"},
-        ],
-    }
+    bad = [
+        {"path": "films/412.mp4", "reason": "moov atom not found"},
+        {"path": "films/7.mp4", "reason": "no video stream"},
+    ]
+    films = {"used": 998, "quarantined": bad}
     write_json(
-        folder / "difficulty" / "run.json",
-        run_file("difficulty", 6, {"rollout": 9.5, "prefill": 3.0, "decode": 2.0}, films=bad),
+        folder / "difficulty" / "run.json", run_file("difficulty", 6, {"rollout": 9.5, "encode": 2.0}, films=films)
     )
-    rows = [group(folder / "difficulty", 0, i, 10, 0.0, drawn=i < 12) for i in range(min(200, 12 * groups))]
-    write_lines(folder / "difficulty" / "rollouts" / "000000.jsonl", rows)
-    seconds = {
-        "rollout": 58.0,
-        "update": 27.0,
-        "prefill": 11.5,
-        "decode": 3.1,
-        "encode": 1.9,
-        "reward": 0.2,
-        "save": 0.3,
-    }
-    write_json(folder / "grpo" / "run.json", run_file("grpo", 8, seconds, films={"used": 640, "quarantined": []}))
-    for step in range(1, steps + 1, every):
+    rates = (8, 25, 61, 90, 122, 140, 133, 101, 66, 38, 16)
+    histogram = {f"{i / 10:.2f}": rate for i, rate in enumerate(rates)}
+    write_json(folder / "difficulty" / "summary.json", {"questions": 800, "answers": 10, "histogram": histogram})
+    spent = {"rollout": 58.0, "update": 27.0, "encode": 1.9, "load": 0.3}
+    write_json(folder / "grpo" / "run.json", run_file("grpo", 8, spent, films={"used": 640, "quarantined": []}))
+    for step in (1, *range(every, steps + 1, every)):
         done = 1 - math.exp(-4 * step / steps)
         lines = [group(folder / "grpo", step, i, 8, done, drawn=True) for i in range(groups)]
         write_lines(folder / "grpo" / "rollouts" / f"{step:06d}.jsonl", lines)
     for minute, model in enumerate(MODELS, 11):
         evaluation(folder / "eval" / model, model, minute, n)
-    stages = {"films": 62.0, "base": 115.0, "sft": 78.4, "difficulty": 14.5, "grpo": 102.0, "eval": 41.0}
     blind = {"no_video": 0.27, "shuffled": 0.44, "one_frame": 0.31, "chance": 0.27}
-    summary = {"seed": 7, "seconds": stages, "blind": blind, "max_decodes_per_film": 1, "max_encodes_per_set": 1}
+    summary = {"seed": 7, "seconds": seconds, "blind": blind, "max_decodes_per_film": 1, "max_encodes_per_set": 1}
     write_json(folder / "summary.json", summary)
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longtake.rewards.extract import answer_span, extract
+from longtake.rewards.extract import answer_span, extract, result
 
 SIDES = ("left", "middle", "right", "nowhere")
 PEOPLE = ("a woman", "two dogs", "a man in red", "nobody")
@@ -149,6 +149,12 @@ def test_own_template_of_every_letter() -> None:
     for place, letter in enumerate("ABCD"):
         assert extract(f"<think> s0 a s1 b </think> <answer> {letter} </answer>", SIDES) == letter
         assert extract(f"<think>\nA? B? C? D?\n</think>\n<answer>{letter}. {SIDES[place]}</answer>", SIDES) == letter
+
+
+def test_result_of_an_open_question_is_its_span() -> None:
+    assert result("<think>x</think><answer> 7 cups </answer>", ()) == "7 cups"
+    assert result("<think>x", ()) is None
+    assert result("<answer>B.</answer>", SIDES) == "B"
 
 
 @pytest.mark.parametrize(

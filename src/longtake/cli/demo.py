@@ -1,7 +1,7 @@
 """The whole chain on a laptop: films → stand-in base model → SFT → difficulty → GRPO → evaluation → report.
 
-Everything is real but small: H.264 films of a simulated world, a Qwen3-VL network of half a million parameters, the same
-recipes that a user runs. "base" makes a stand-in for a pretrained model and uses the simulator's labels for it.
+Everything is real but small: H.264 films of a simulated world, a Qwen3-VL network of half a million parameters, the
+same recipes that a user runs. "base" makes a stand-in for a pretrained model and uses the simulator's labels for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from longtake.config import Settings
-from longtake.log import Log, RunFolder
+from longtake.log import Log, RunFolder, read_json, write_json_atomic
 
 FILMS = {"sft": 2000, "rl": 800, "gate": 200, "test": 600}
 FRAMES = (8, 16, 32, 64)
@@ -25,7 +25,9 @@ class Config(Settings):
     seed: int = Field(0, ge=0, description="of films, model and training")
     out: Path = Field(Path("out/demo"), description="where everything goes; report.html is the page to look at")
     fresh: bool = Field(False, description="move an older demo in `out` aside and begin again")
-    scale: float = Field(1.0, gt=0, le=1, description="share of films and steps: small for a quick look, too small to learn")
+    scale: float = Field(
+        1.0, gt=0, le=1, description="share of films and steps: small for a quick look, too small to learn"
+    )
     workers: int = Field(2, ge=1, description="processes that render and decode")
 
 
@@ -33,17 +35,27 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     """Runs all stages; returns the summary that is also in summary.json."""
     from longtake import report
     from longtake.cli import demo_stages as stages
+    from longtake.cli.demo_summary import summary as gather
 
     folder = RunFolder.open(config.out, "demo", config.model_dump(mode="json"), fresh=config.fresh)
     plan = stages.Plan(config.out, config.seed, config.scale, config.workers)
     for name, stage in stages.STAGES.items():
         log.open(folder)
         log.note(f"demo: {name}")
-        with log.phase(name):
-            stage(plan, log)
+        stage(plan, log)
     log.open(folder)
-    summary = stages.summary(plan, folder.seconds)
+    summary = gather(config.out, config.seed, _seconds(config.out, folder))
+    write_json_atomic(config.out / "summary.json", summary)
     page = report.build(config.out)
     folder.set_status("done")
     log.say(f"look at {page}")
     return summary
+
+
+def _seconds(out: Path, folder: RunFolder) -> dict[str, float]:
+    """Wall seconds of every stage, over all sittings: stages with a run folder of their own keep theirs there."""
+    spent = folder.seconds
+    for path in (*sorted(out.glob("*/run.json")), *sorted(out.glob("eval/*/run.json"))):
+        name = f"eval_{path.parent.name}" if path.parent.parent.name == "eval" else path.parent.name
+        spent[name] = sum(read_json(path)["seconds"].values())
+    return spent

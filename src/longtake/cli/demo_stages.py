@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from longtake.cli.demo import BASE_STEPS, FILMS, FRAMES, GRPO_STEPS, SFT_STEPS
 from longtake.data.cache import FrameTier, Quarantine
 from longtake.eval import command as evaluation
-from longtake.log import Log, read_json, write_json_atomic
+from longtake.log import Log
 from longtake.models.qwen3_vl import Qwen3VL
 from longtake.recipes import difficulty, grpo, sft
 from longtake.records import FramePolicy
@@ -47,7 +46,7 @@ class Plan:
 
 def render(plan: Plan, log: Log) -> None:
     """Films and rows."""
-    with counted(log, "films", sum(plan.films().values())) as progress:
+    with log.phase("films"), counted(log, "films", sum(plan.films().values())) as progress:
         make.make_films(plan.out, plan.seed, plan.films(), plan.workers, progress)
     if not plan.rows("base").exists():
         make.make_rows(plan.out, plan.seed, plan.films(), plan.steps(BASE_STEPS))
@@ -63,7 +62,7 @@ def start(plan: Plan, log: Log) -> None:
     model = load_model(plan.out / "untrained")
     every = [FramePolicy(frames=n, max_pixels=tiny.PIXELS) for n in (*FRAMES, 1)]
     wants = {make.film_path(plan.out, split, n): every for split, count in plan.films().items() for n in range(count)}
-    with counted(log, "films decoded", len(wants)) as progress:
+    with log.phase("decode"), counted(log, "films decoded", len(wants)) as progress:
         FrameTier(plan.out / "tier").fill(wants, model.fit, plan.workers, Quarantine(plan.out), progress)
 
 
@@ -134,8 +133,3 @@ STAGES: Mapping[str, Callable[[Plan, Log], None]] = {
     "films": render, "decode": start, "base": base, "sft": tune, "difficulty": sort, "grpo": reinforce,
     "eval_base": judge("base"), "eval_sft": judge("sft"), "eval_grpo": judge("grpo"),
 }  # fmt: skip
-
-
-def summary(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """summary.json: what the stages' files say, gathered."""
-    return {}

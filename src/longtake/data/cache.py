@@ -90,8 +90,8 @@ class FrameTier:
     ) -> tuple[np.ndarray, Receipt]:
         """Frames as uint8 [F, H, W, 3] RGB, the last one repeated to a multiple of `temporal_patch`, and their receipt.
 
-        Frames that are not in the tier are decoded, kept and counted. Raises VideoError, and UserError for a policy
-        that does not fit the film.
+        Frames that are not in the tier are decoded, kept and counted. Raises VideoError for a film that cannot be read
+        or that the policy does not fit, UserError for a full disk.
         """
         for _ in range(3):  # a damaged file is made again; one that another process replaced meanwhile is read again
             part, receipt = self._look(path, policy, fit, temporal_patch)

@@ -29,9 +29,13 @@ class Bad:
     reason: str
     fix: str = ""
 
-    def error(self, path: Path) -> UserError:
+    def error(self, path: Path, more: int) -> UserError:
+        """`more` rows of the file are malformed too."""
         what = f"{path}:{self.place}: {self.reason}"
-        return UserError(what, where=self.id and f"row {self.id!r:.60}", fix=self.fix or "mend the row or leave it out")
+        why = f"{more} more {'rows are' if more > 1 else 'row is'} malformed too" if more else ""
+        return UserError(
+            what, where=self.id and f"row {self.id!r:.60}", why=why, fix=self.fix or "mend or drop the row"
+        )
 
 
 @dataclass(slots=True)
@@ -169,7 +173,7 @@ def _prompt(question: Question) -> tuple[str | None, str, FramePolicy | None]:
 
 def _unless(good: list[T], bad: list[Bad], path: Path) -> list[T]:
     if bad:
-        raise bad[0].error(path)
+        raise bad[0].error(path, len(bad) - 1)
     if not good:
         raise UserError("no question in this file", where=str(path))
     return good

@@ -176,9 +176,12 @@ def _opened(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]:
     with container:
         films = [s for s in container.streams.video if Disposition.attached_pic not in s.disposition]  # album covers
         if not films:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+            kinds = ", ".join(sorted({s.type for s in container.streams}))
             raise VideoError(
-                "the file has no moving picture", where=str(path), why=f"it holds {kinds} only", fix="leave it out"
+                "the file has no moving picture",
+                where=str(path),
+                why=f"it holds {kinds or 'no'} streams",
+                fix="leave it out",
             )
         stream = films[0]
         if stream.codec_context is None:

@@ -104,6 +104,7 @@ class _Worker:
         code = self._process.wait()
         if self._stopped or code >= 0:
             raise RuntimeError(f"a decoding process ended with {code}")
+        self.close()
         self._process = self._start()
         return VideoError(
             "decoding the film killed its process",
@@ -118,11 +119,12 @@ class _Worker:
 
     def close(self) -> None:
         """After the thread that reads has ended."""
-        with self._process as process:  # closes the pipes, waits
+        with suppress(BrokenPipeError), self._process as process:  # closes the pipes, waits
             process.kill()
 
     def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE  # in a process group of its own, or Ctrl-C in a terminal would reach the child too
+        return subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, process_group=0)
 
     def _send(self, message: Any) -> None:
         pipe = self._process.stdin
@@ -139,8 +141,7 @@ class _Worker:
 
 
 def serve(complete: Complete) -> None:
-    """The child's end: complete films until stdin ends. Ctrl-C is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The child's end: complete films until stdin ends."""
     for line in sys.stdin:
         job = json.loads(line)
         policies = [

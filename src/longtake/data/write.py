@@ -8,18 +8,37 @@ from typing import Any
 
 from longtake.records import FramePolicy, Question
 
-KEYS = {"frames": "nframes", "fps": "fps", "max_frames": "max_frames", "start": "video_start", "end": "video_end", "max_pixels": "max_pixels"}
+KEYS = {
+    "frames": "nframes",
+    "fps": "fps",
+    "max_frames": "max_frames",
+    "start": "video_start",
+    "end": "video_end",
+    "max_pixels": "max_pixels",
+}
 
 
 def canonical(question: Question, folder: Path) -> dict[str, Any]:
-    """The row of a question for a file in `folder`: film paths are relative to it. Unknown keys of its own row are kept."""
+    """The row of a question for a file in `folder`: film paths are relative to it.
+
+    Unknown keys of its own row are kept.
+    """
     content: list[dict[str, Any]] = []
     if question.video is not None:
-        content.append({"type": "video", "video": os.path.relpath(question.video, folder), **_video_keys(question.policy)})
+        content.append(
+            {"type": "video", "video": os.path.relpath(question.video, folder), **_video_keys(question.policy)}
+        )
     content.append({"type": "text", "text": question.text})
     row = {key: value for key, value in question.row.items() if key not in ("messages", "weight")}
-    known = {"id": question.id, "messages": [{"role": "user", "content": content}], "options": list(question.options)}
-    known |= {"answer": question.answer, "kind": question.kind, "hops": question.hops, "evidence": [list(e) for e in question.evidence]}
+    known = {
+        "id": question.id,
+        "messages": [{"role": "user", "content": content}],
+        "options": list(question.options),
+        "answer": question.answer,
+        "kind": question.kind,
+        "hops": question.hops,
+        "evidence": [list(e) for e in question.evidence],
+    }
     return row | known
 
 

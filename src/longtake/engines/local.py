@@ -1,7 +1,7 @@
 """The engine in the trainer's own process: same weights, same kernels, each prefix computed once for all its answers.
 
-N questions, G answers each, P prefix tokens (padded to the longest), t answer tokens so far, K key/value heads, D head width,
-V vocabulary.
+N questions, G answers each, A = N G, P prefix tokens (padded to the longest), t answer tokens so far, H heads,
+K key/value heads, D head width, E model width, T packed tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Decode:
     def __init__(self, prefill: Prefill, answers: int, most: int) -> None:
         lengths = [prefix for prefix, _ in prefill.layout.groups]
         self.length_N = torch.tensor(lengths, device=prefill.kept[0][0].device)
-        self.prefix = [tuple(_padded(x, lengths) for x in pair) for pair in prefill.kept]
+        self.prefix = [(_padded(k, lengths), _padded(v, lengths)) for k, v in prefill.kept]
         heads, _, width = prefill.kept[0][0].shape
         shape = (len(lengths) * answers, heads, most, width)
-        self.own = [tuple(pair[0].new_empty(shape) for _ in range(2)) for pair in prefill.kept]
+        self.own = [(k.new_empty(shape), v.new_empty(shape)) for k, v in prefill.kept]
         self.at = 0
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -62,7 +62,10 @@ def _padded(x_KTD: Tensor, lengths: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """Answers with the model itself. Example: LocalEngine(model, films.features, "sft-400").generate([prompt], [[Draw(1.0, 7)]], 48)."""
+    """Answers with the model itself.
+
+    Example: LocalEngine(model, films.features, "sft-400").generate([prompt], [[Draw(1.0, 7)]], 48).
+    """
 
     model: Model
     features: FeaturesOf  # handles → features
@@ -95,7 +98,9 @@ class LocalEngine:
         per_prompt = len(draws[0])
         hidden_NE, decode = self._prefill(prompts, per_prompt, max_tokens)
         logits = self.model.head(hidden_NE).repeat_interleave(per_prompt, 0)
-        position = torch.tensor([int(p.position_3P.max()) + 1 for p in prompts], device=logits.device).repeat_interleave(per_prompt)
+        position = torch.tensor(
+            [int(p.position_3P.max()) + 1 for p in prompts], device=logits.device
+        ).repeat_interleave(per_prompt)
         flat = [draw for own in draws for draw in own]
         chance = np.stack([np.random.Generator(np.random.Philox(key=draw.seed)).random(max_tokens) for draw in flat])
         chance_At = torch.from_numpy(chance).to(logits.device)
@@ -127,7 +132,9 @@ class LocalEngine:
             for first, stop in prompt.visual:
                 visual_T[start + first : start + stop] = True
             start += len(prompt.ids)
-        embed_TE, deepstack = fill(self.model, ids_T, visual_T, self.features([p.features for p in prompts if p.features]))
+        embed_TE, deepstack = fill(
+            self.model, ids_T, visual_T, self.features([p.features for p in prompts if p.features])
+        )
         prefill = Prefill(layout)
         position_3T = torch.cat([prompt.position_3P for prompt in prompts], 1).to(embed_TE.device)
         hidden_TE = self.model.hidden(embed_TE, position_3T, visual_T.to(embed_TE.device), deepstack, prefill)
@@ -135,7 +142,11 @@ class LocalEngine:
         return hidden_TE[last_N.to(hidden_TE.device)], Decode(prefill, answers, max_tokens)
 
     def _groups(
-        self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], ids: list[list[int]], logprobs: list[list[float]]
+        self,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Sequence[Draw]],
+        ids: list[list[int]],
+        logprobs: list[list[float]],
     ) -> list[Group]:
         rows = iter(zip(ids, logprobs, strict=True))
         return [
@@ -152,9 +163,9 @@ class LocalEngine:
 
 
 def sample(logits_AV: Tensor, heat_A1: Tensor, chance_A: Tensor) -> Tensor:
-    """The token where the cumulative probability passes `chance` (uniform in [0, 1)); temperature 0 takes the likeliest.
+    """The token where the cumulative probability passes `chance`; temperature 0 takes the likeliest.
 
-    Inverse transform sampling: one number decides a token, whatever else is in the batch.
+    chance_A is uniform in [0, 1). Inverse transform sampling: one number decides a token, whatever the batch holds.
     """
     greedy_A = logits_AV.argmax(-1)
     if not heat_A1.any():

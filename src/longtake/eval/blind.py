@@ -19,11 +19,8 @@ from longtake.data.choices import LETTERS
 from longtake.data.readers import Draft
 from longtake.data.rows import Bad, read_drafts
 from longtake.errors import UserError
-from longtake.eval.blind_table import table
 from longtake.eval.surface import Choice, guesses
 from longtake.maths.stats import share
-
-__all__ = ["report", "table"]
 
 SEEDS = 3
 FEWEST = 50  # rows below which a 5-fold model says nothing

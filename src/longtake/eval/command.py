@@ -1,4 +1,4 @@
-"""Accuracy by kind, hops and number of frames, sampled and greedy, with blind controls; or blind baselines without a model.
+"""Accuracy by kind, hops and number of frames, sampled and greedy, with blind controls; or baselines without a model.
 
 A setting is (frames, control): one prefill a question serves the sampled and the greedy answer.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
-from longtake.log import Log, RunFolder, read_jsonl, write_json_atomic
+from longtake.log import Log, RunFolder, read_json, read_jsonl, write_json_atomic
 from longtake.log.files import write_jsonl
 from longtake.train.settings import Video
 
@@ -64,20 +64,23 @@ def run(config: Config, log: Log) -> dict[str, Any]:
 
 def evaluate(config: Config, log: Log) -> dict[str, Any]:
     """Every setting in turn; a setting that is on disk is not asked again."""
-    from longtake.data.rows import read_questions
+    from longtake.data.rows import sift_questions
     from longtake.engines.local import LocalEngine
-    from longtake.eval.summary import Outcome, summary
+    from longtake.eval.summary import summary
     from longtake.records import FramePolicy
     from longtake.runtime.load import load_model, weights_version
-    from longtake.train.session import decode, open_films
+    from longtake.train.session import decode, open_films, read_rows
 
     folder = RunFolder.open(config.out, "eval", config.model_dump(mode="json"), fresh=config.fresh)
     log.open(folder)
+    if folder.was_done:
+        folder.set_status("done")
+        return dict(read_json(config.out / "eval.json"))
     with log.phase("load"):
         model = load_model(str(config.model), config.dtype)
     films = open_films(model, config.video, config.out, frozen=True)
     more = [FramePolicy(frames=1, max_pixels=config.video.max_pixels)] if "one_frame" in config.controls else []
-    questions = decode(films, read_questions(config.rows, config.video.root), config.video, log, more)
+    questions = decode(films, read_rows(sift_questions, config.rows, config.video, log), config.video, log, more)
     engine = LocalEngine(model, films.features, weights_version(model))
     policies = config.video.policies()
     settings = [(policy, "") for policy in policies] + [(policies[-1], control) for control in config.controls]
@@ -99,19 +102,25 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
 
 
 def _setting(
-    config: Config, engine: LocalEngine, films: Films, questions: list[Question], policy: FramePolicy, control: Any, log: Log,
+    config: Config,
+    engine: LocalEngine,
+    films: Films,
+    questions: list[Question],
+    policy: FramePolicy,
+    control: Any,
+    log: Log,
     paths: list[Path],
-) -> list[Outcome]:  # fmt: skip
+) -> list[Outcome]:
     """Asks every question once sampled and once greedily; writes both files of outcomes."""
     from longtake.eval.summary import Outcome
-    from longtake.rewards.extract import extract
+    from longtake.rewards.extract import result
     from longtake.rewards.mix import Mix
     from longtake.runtime.films import Look
     from longtake.train.rollout import rollout
     from longtake.train.session import encode
-    from longtake.train.settings import own_policy
+    from longtake.train.settings import merged
 
-    looks = [Look(q, own_policy(q.policy, config.video.max_pixels) if q.policy else policy, control) for q in questions]
+    looks = [Look(q, merged(q.policy, policy), control) for q in questions]
     encode(films, looks, log)
     heats = (config.temperature, 0.0)
     rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
@@ -124,9 +133,18 @@ def _setting(
             question, receipt = look.question, group.prompt.receipt
             for place, (answer, score) in enumerate(zip(group.answers, scores, strict=True)):
                 outcome = Outcome(
-                    question.id, question.kind, question.hops, score.correct is True, score.formed, len(answer.ids), answer.text,
-                    extract(answer.text, question.options), policy.frames or 0, heats[place], control,
-                )  # fmt: skip
+                    question.id,
+                    question.kind,
+                    question.hops,
+                    score.correct is True,
+                    score.formed,
+                    len(answer.ids),
+                    answer.text,
+                    result(answer.text, question.options),
+                    policy.frames or 0,
+                    heats[place],
+                    control,
+                )
                 rows[place].append(asdict(outcome) | {"receipt": receipt and asdict(receipt)})
         log.show("questions", start + len(part), len(looks), f"{policy.frames or 'own'} frames {control}")
     for path, own in zip(paths, rows, strict=True):

@@ -103,7 +103,7 @@ class _Plan:
     cross: varlen.Spans | None  # the answers of a group, neighbours, on its prefix
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # layers ask for the same one in turn; a long row has megabytes of places
 def _plan(layout: Layout, answers_only: bool, device: torch.device) -> _Plan:
     own: list[varlen.Span] = []
     cross: list[varlen.Span] = []

@@ -79,8 +79,8 @@ def sequence_surrogate(
 ) -> LossTerms:
     """The clipped surrogate with one ratio an answer, s = exp(mean of its log r): GSPO (arXiv:2507.18071 eq. 5).
 
-    With weights A / length the tokens of an answer add up to the paper's min(s A, clip(s) A). An answer's tokens must
-    be in one call. The paper's bounds are 3e-4 and 4e-4.
+    With weights A / length the tokens of an answer add up to the paper's min(s A, clip(s) A). Tokens of weight 0
+    are outside the mean; an answer's tokens must be in one call. The paper's bounds are 3e-4 and 4e-4.
     """
     live_R, log_ratio_R = _live(logprob_R, old_logprob_R, weight_R)
     answers = int(answer_R.max()) + 1 if answer_R.numel() else 0

@@ -1,4 +1,4 @@
-"""Which questions are worth learning from: answer each k times and split by pass rate (LongVILA-R1, arXiv:2507.07966 §3.1).
+"""Which questions are worth learning from: k answers to each, split by pass rate (LongVILA-R1, arXiv:2507.07966 §3.1).
 
 Always right is easy, never right is hard, the rest is medium. Easy and hard feed `sft`, medium feeds `grpo`.
 """
@@ -41,14 +41,14 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Answers and splits; returns the number of rows in each split and the histogram of pass rates."""
-    from longtake.data.rows import read_questions
+    from longtake.data.rows import sift_questions
     from longtake.engines.local import LocalEngine
     from longtake.rewards.mix import Mix
     from longtake.runtime.films import Look
     from longtake.runtime.load import load_model, weights_version
     from longtake.train.keys import keyed
     from longtake.train.rollout import rollout
-    from longtake.train.session import decode, encode, open_films
+    from longtake.train.session import decode, encode, open_films, read_rows
 
     folder = RunFolder.open(config.out, "difficulty", config.model_dump(mode="json"), fresh=config.fresh)
     log.open(folder)
@@ -58,7 +58,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     with log.phase("load"):
         model = load_model(config.model, config.dtype)
     films = open_films(model, config.video, config.out, frozen=True)
-    questions = decode(films, read_questions(config.rows, config.video.root), config.video, log)
+    questions = decode(films, read_rows(sift_questions, config.rows, config.video, log), config.video, log)
     engine = LocalEngine(model, films.features, weights_version(model))
     rates_file = config.out / "rates.jsonl"
     lines = read_jsonl(rates_file) if rates_file.exists() else []
@@ -73,7 +73,9 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         encode(films, looks, log)
         with log.phase("rollout"):
             heat = [config.temperature] * config.answers
-            seen = rollout(engine, films, looks, heat, Mix({"accuracy": 1.0}), config.max_tokens, config.seed, "difficulty")
+            seen = rollout(
+                engine, films, looks, heat, Mix({"accuracy": 1.0}), config.max_tokens, config.seed, "difficulty"
+            )
         for look, scores in zip(looks, seen.scores, strict=True):
             known[look.question.id] = sum(score.correct is True for score in scores) / config.answers
         append_jsonl(rates_file, {"batch": step, "rates": {question.id: known[question.id] for question in batch}})

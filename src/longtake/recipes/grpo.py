@@ -7,7 +7,9 @@
         rows        → summed gradients; each prefix once             (train.step)
         one optimizer step, scaled by the algorithm's count
 
-What an algorithm is stands in maths.algorithms; this loop and the step are blind to it. N questions, G answers, R tokens.
+What an algorithm is stands in maths.algorithms; this loop and the step are blind to it.
+
+N questions, G answers, R tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from longtake.config import Settings
-from longtake.log import Log, RunFolder, read_json, write_json_atomic
+from longtake.log import Log, RunFolder, read_json, read_jsonl, write_json_atomic
 from longtake.train.settings import Optim, Video
 
 if TYPE_CHECKING:
@@ -37,19 +39,28 @@ class Config(Settings):
     model: str = Field(description="hub id or folder of a checkpoint, best after sft")
     out: Path = Field(Path("out/grpo"), description="run folder; the trained model is in its model/")
     fresh: bool = Field(False, description="move an older run in `out` aside and begin again")
-    algorithm: str = Field("longtake", description="longtake, grpo, dapo, dr_grpo, gspo, cispo, rloo, reinforce_pp or reinforce_pp_baseline")
-    reward: tuple[str, ...] = Field(("accuracy", "format=0.1"), description="name or my.py:function, each with =weight if not 1")
+    algorithm: str = Field(
+        "longtake",
+        description="longtake, grpo, dapo, dr_grpo, gspo, cispo, rloo, reinforce_pp or reinforce_pp_baseline",
+    )
+    reward: tuple[str, ...] = Field(
+        ("accuracy", "format=0.1"), description="name or my.py:function, each with =weight if not 1"
+    )
     steps: int = Field(200, ge=1, description="rollout steps")
     questions: int = Field(16, ge=1, description="questions a step")
     group_size: int = Field(8, ge=2, description="G, answers to each question")
-    refill: int = Field(0, ge=0, description="more draws of questions a step, until enough groups differ in reward (DAPO)")
+    refill: int = Field(
+        0, ge=0, description="more draws of questions a step, until enough groups differ in reward (DAPO)"
+    )
     epochs: int = Field(1, ge=1, description="optimizer passes over a step's answers; above 1 the clip works")
     minibatches: int = Field(1, ge=1, description="optimizer steps in a pass")
     clip_low: float | None = Field(None, gt=0, description="lower clip bound (default: the algorithm's)")
     clip_high: float | None = Field(None, gt=0, description="upper clip bound (default: the algorithm's)")
     temperature: float = Field(1.0, gt=0, description="of sampling")
     max_tokens: int = Field(1024, ge=1, description="longest answer")
-    overlong: int = Field(0, ge=0, description="tokens before max_tokens in which length is punished softly (DAPO); 0 = off")
+    overlong: int = Field(
+        0, ge=0, description="tokens before max_tokens in which length is punished softly (DAPO); 0 = off"
+    )
     row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints")
     keep_rollouts: int = Field(10, ge=1, description="a step's answers are kept for the report every so many steps")
@@ -60,10 +71,10 @@ class Config(Settings):
 
 
 def run(config: Config, log: Log) -> dict[str, Any]:
-    """Trains; returns {"steps", "reward", "accuracy", "model"} (means over the last tenth of the steps)."""
-    from longtake.data.rows import read_questions
+    """Trains; returns {"steps", "model", "reward", "accuracy", "length"} (means of the last tenth of the steps)."""
+    from longtake.data.rows import sift_questions
     from longtake.rewards.mix import Mix
-    from longtake.train.session import decode, open_session
+    from longtake.train.session import decode, open_session, read_rows
 
     algorithm, reward = _algorithm(config), Mix(weights(config.reward))
     folder = RunFolder.open(config.out, "grpo", config.model_dump(mode="json"), fresh=config.fresh)
@@ -71,18 +82,25 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     if folder.was_done:
         folder.set_status("done")
         return dict(read_json(config.out / "summary.json"))
-    session = open_session(config.model, config.out, config.video, config.optim, log, train_vision=False, dtype=config.dtype)
-    questions = decode(session.films, read_questions(config.rows, config.video.root), config.video, log)
+    session = open_session(
+        config.model, config.out, config.video, config.optim, log, train_vision=False, dtype=config.dtype
+    )
+    questions = decode(session.films, read_rows(sift_questions, config.rows, config.video, log), config.video, log)
 
     while session.progress.step < config.steps:
         answered, taken = _answers(config, session, questions, reward, log)
         numbers = _update(config, session, algorithm, answered, log)
-        session.progress = replace(session.progress, step=session.progress.step + 1, taken=session.progress.taken + taken)
+        session.progress = replace(
+            session.progress, step=session.progress.step + 1, taken=session.progress.taken + taken
+        )
         _keep(config, session, answered, algorithm)
         log.step(session.progress.step, config.steps, _health(answered) | numbers)
         if session.progress.step % config.checkpoint_every == 0 or session.progress.step == config.steps:
             session.checkpoint()
+    rows = read_jsonl(config.out / "metrics.jsonl")
+    last = rows[-max(1, len(rows) // 10) :]
     summary = {"steps": config.steps, "model": str(session.finish())}
+    summary |= {name: sum(row[name] or 0.0 for row in last) / len(last) for name in ("reward", "accuracy", "length")}
     write_json_atomic(config.out / "summary.json", summary)
     folder.set_status("done")
     return summary
@@ -103,12 +121,16 @@ def _answers(config: Config, session: Session, questions: list[Question], reward
     engine = LocalEngine(session.model, session.films.features, f"grpo-{step}", config.row_tokens)
     gathered: Rollout | None = None
     for draw in range(1 + config.refill):
-        picked = [questions[i] for i in batch(config.seed, len(questions), start + draw * config.questions, config.questions)]
+        picked = [
+            questions[i] for i in batch(config.seed, len(questions), start + draw * config.questions, config.questions)
+        ]
         looks = [Look(q, config.video.policy(q, keyed(config.seed, "frames", step, q.id))) for q in picked]
         encode(session.films, looks, log)
         with log.phase("rollout"):
             heat = [config.temperature] * config.group_size
-            new = rollout(engine, session.films, looks, heat, reward, config.max_tokens, config.seed, "grpo", step, draw)
+            new = rollout(
+                engine, session.films, looks, heat, reward, config.max_tokens, config.seed, "grpo", step, draw
+            )
         gathered = new if gathered is None else _differing(gathered) + new
         if len(_differing(gathered).looks) >= config.questions:
             break
@@ -133,7 +155,9 @@ def _update(config: Config, session: Session, algorithm: Algorithm, answered: Ro
     with log.phase("update"):
         reward_NG = kept.reward_NG
         if config.overlong:
-            reward_NG = reward_NG + overlong_penalty(kept.length_NG, max_tokens=config.max_tokens, margin=config.overlong)
+            reward_NG = reward_NG + overlong_penalty(
+                kept.length_NG, max_tokens=config.max_tokens, margin=config.overlong
+            )
         advantage_NG = algorithm.advantage(reward_NG)
         sums, norms = Sums(), []
         size = -(-len(kept.looks) // config.minibatches)
@@ -141,7 +165,10 @@ def _update(config: Config, session: Session, algorithm: Algorithm, answered: Ro
             for start in range(0, len(kept.looks), size):
                 part = kept.chosen([start <= place < start + size for place in range(len(kept.looks))])
                 weights = token_weights(
-                    advantage_NG[start : start + size], part.length_NG, algorithm.normaliser, max_tokens=config.max_tokens
+                    advantage_NG[start : start + size],
+                    part.length_NG,
+                    algorithm.normaliser,
+                    max_tokens=config.max_tokens,
                 )
                 more, norm = _minibatch(config, session, algorithm, part, weights.weight_NG.tolist(), weights.count)
                 sums += more
@@ -159,10 +186,14 @@ def _minibatch(
     from longtake.train.step import Sums, backward, chunks, step_optimizer
 
     items = [
-        (group.prompt, [a.ids for a in group.answers], [[w] * len(a.ids) for w, a in zip(own, group.answers, strict=True)],
-         [a.logprob for a in group.answers])
+        (
+            group.prompt,
+            [a.ids for a in group.answers],
+            [[w] * len(a.ids) for w, a in zip(own, group.answers, strict=True)],
+            [a.logprob for a in group.answers],
+        )
         for group, own in zip(part.groups, weight_NG, strict=True)
-    ]  # fmt: skip
+    ]
     on_policy = config.epochs == config.minibatches == 1
     sums = Sums()
     for run in chunks(items, lambda item: len(item[0].ids) + sum(map(len, item[1])), config.row_tokens):
@@ -174,7 +205,10 @@ def _minibatch(
 
 
 def weights(names: tuple[str, ...]) -> dict[str, float]:
-    """("accuracy", "format=0.1") → {"accuracy": 1.0, "format": 0.1}. Raises UserError for a weight that is no number."""
+    """("accuracy", "format=0.1") → {"accuracy": 1.0, "format": 0.1}.
+
+    Raises UserError for a weight that is no number.
+    """
     from longtake.errors import UserError
 
     found = {}
@@ -183,7 +217,9 @@ def weights(names: tuple[str, ...]) -> dict[str, float]:
         try:
             found[name] = float(weight or 1.0)
         except ValueError:
-            raise UserError(f"the weight of reward {name} is '{weight}'", where="--reward", fix=f"write {name}=0.5") from None
+            raise UserError(
+                f"the weight of reward {name} is '{weight}'", where="--reward", fix=f"write {name}=0.5"
+            ) from None
     return found
 
 
@@ -211,7 +247,10 @@ def _keep(config: Config, session: Session, answered: Rollout, algorithm: Algori
 
 
 def _algorithm(config: Config) -> Algorithm:
-    """The named algorithm with the clip bounds that were set. Raises UserError for an unknown name or a bound it has no use for."""
+    """The named algorithm with the clip bounds that were set.
+
+    Raises UserError for an unknown name or a bound it has no use for.
+    """
     from functools import partial
 
     from longtake.config import suggest
@@ -225,8 +264,12 @@ def _algorithm(config: Config) -> Algorithm:
     algorithm = ALGORITHMS[config.algorithm]
     bounds = {name: value for name in ("clip_low", "clip_high") if (value := getattr(config, name)) is not None}
     if bounds and not (isinstance(algorithm.loss, partial) and "clip_low" in algorithm.loss.keywords):
-        raise UserError(f"{config.algorithm} has no clip", where=f"--{next(iter(bounds)).replace('_', '-')}", fix="leave it out")
+        raise UserError(
+            f"{config.algorithm} has no clip", where=f"--{next(iter(bounds)).replace('_', '-')}", fix="leave it out"
+        )
     if bounds and config.epochs == config.minibatches == 1:
         why = "with one pass over fresh answers the ratio is 1 and nothing is clipped"
-        raise UserError("clip bounds would have no effect", why=why, fix="set --epochs or --minibatches above 1, or leave them out")
+        raise UserError(
+            "clip bounds would have no effect", why=why, fix="set --epochs or --minibatches above 1, or leave them out"
+        )
     return replace(algorithm, loss=partial(algorithm.loss, **bounds)) if bounds else algorithm

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on written answers: chain-of-thought SFT, captions, anything with an assistant turn.
 
-Rows with the same id and question are several answers to one prompt: they share its prefix, computed once. The loss is the
-sum of -weight · log p over answer tokens, divided by the sum of weights of the step.
+Rows with the same id and question are several answers to one prompt: they share its prefix, computed once. The loss is
+the sum of -weight · log p over answer tokens, divided by the sum of weights of the step.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Config(Settings):
     fresh: bool = Field(False, description="move an older run in `out` aside and begin again")
     steps: int = Field(500, ge=1, description="optimizer steps, at most")
     batch: int = Field(32, ge=1, description="questions a step")
-    batch_by: Literal["count", "row"] = Field("count", description="row: a step is the rows with one value of their key `batch`")
+    batch_by: Literal["count", "row"] = Field(
+        "count", description="row: a step is the rows with one value of their key `batch`"
+    )
     shuffle: bool = Field(True, description="a new order every epoch; off: as written (a curriculum)")
     train_vision: bool = Field(False, description="train the vision tower too: no feature is cached then")
     row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
@@ -61,22 +63,24 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "reason", "model", "accuracy" (of the gate, if there is one)}."""
-    from longtake.data.rows import read_examples
-    from longtake.train.session import decode, open_session
+    from longtake.data.rows import sift_examples
+    from longtake.train.session import decode, open_session, read_rows
 
     folder = RunFolder.open(config.out, "sft", config.model_dump(mode="json"), fresh=config.fresh)
     log.open(folder)
     if folder.was_done:
         folder.set_status("done")
         return dict(read_json(config.out / "summary.json"))
-    examples = read_examples(config.rows, config.video.root)
+    examples = read_rows(sift_examples, config.rows, config.video, log)
     session = open_session(
         config.model, config.out, config.video, config.optim, log, train_vision=config.train_vision, dtype=config.dtype
     )
     usable = {question.id for question in decode(session.films, [e.question for e in examples], config.video, log)}
     examples = [example for example in examples if example.question.id in usable]
     if config.batch_by == "row" and any("batch" not in example.question.row for example in examples):
-        raise UserError("a row has no key `batch`", where=str(config.rows), fix="add it to every row, or use --batch-by count")
+        raise UserError(
+            "a row has no key `batch`", where=str(config.rows), fix="add it to every row, or use --batch-by count"
+        )
     held_out = _held_out(config, session, log)
 
     while session.progress.step < config.steps and not session.progress.done:
@@ -85,7 +89,11 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         log.step(session.progress.step, config.steps, numbers | accuracy)
         if session.progress.step % config.checkpoint_every == 0 or session.progress.done:
             session.checkpoint()
-    summary = {"steps": session.progress.step, "reason": session.progress.reason or "all steps made", "model": str(session.finish())}
+    summary = {
+        "steps": session.progress.step,
+        "reason": session.progress.reason or "all steps made",
+        "model": str(session.finish()),
+    }
     write_json_atomic(config.out / "summary.json", summary)
     folder.set_status("done")
     return summary
@@ -111,7 +119,9 @@ def _step(config: Config, session: Session, examples: list[Example], log: Log) -
             sums += backward(session.model, session.films.features, row, cross_entropy, on_policy=True)
             count += float(row.weight_R.sum())
         rate = config.optim.rate(progress.step, config.steps)
-        norm = step_optimizer(session.optimizer, session.params, count=count, lr=rate, max_norm=config.optim.max_grad_norm)
+        norm = step_optimizer(
+            session.optimizer, session.params, count=count, lr=rate, max_norm=config.optim.max_grad_norm
+        )
     session.progress = replace(progress, step=progress.step + 1, taken=progress.taken + len(batch))
     numbers = {"loss": sums.loss / count, "entropy": sums.entropy / sums.tokens, "grad_norm": norm, "lr": rate}
     return numbers | {"tokens": float(sum(len(prompt.ids) + sum(map(len, own)) for prompt, own, _ in made))}
@@ -122,7 +132,8 @@ def _batch(config: Config, session: Session, examples: list[Example]) -> list[tu
     from longtake.runtime.films import Look
     from longtake.train.keys import batch, keyed
 
-    progress, taken = session.progress, []
+    progress = session.progress
+    taken: list[tuple[Any, Example]] = []
     for place in batch(config.seed, len(examples), progress.taken, len(examples), config.shuffle):
         question = examples[place].question
         if config.batch_by == "count":
@@ -141,7 +152,9 @@ def _targets(session: Session, example: Example) -> tuple[list[list[int]], list[
     end = session.model.end_ids[0]
     ids, weights = [], []
     for spans in example.targets:
-        pieces = [(session.model.tokenizer(span.text, add_special_tokens=False)["input_ids"], span.weight) for span in spans]
+        pieces = [
+            (session.model.tokenizer(span.text, add_special_tokens=False)["input_ids"], span.weight) for span in spans
+        ]
         ids.append([token for piece, _ in pieces for token in piece] + [end])
         weights.append([weight for piece, weight in pieces for _ in piece] + [spans[-1].weight])
     return ids, weights
@@ -149,14 +162,16 @@ def _targets(session: Session, example: Example) -> tuple[list[list[int]], list[
 
 def _held_out(config: Config, session: Session, log: Log) -> list[Question]:
     """The gate's questions, decoded; none without a gate."""
-    from longtake.data.rows import read_questions
+    from longtake.data.rows import sift_questions
     from longtake.records import FramePolicy
-    from longtake.train.session import decode
+    from longtake.train.session import decode, read_rows
 
     if config.gate.rows is None:
         return []
     asked = FramePolicy(frames=config.gate.frames, max_pixels=config.video.max_pixels)
-    return decode(session.films, read_questions(config.gate.rows, config.video.root), config.video, log, [asked])
+    return decode(
+        session.films, read_rows(sift_questions, config.gate.rows, config.video, log), config.video, log, [asked]
+    )
 
 
 def _look(config: Config, session: Session, questions: list[Question], log: Log) -> dict[str, float]:
@@ -176,7 +191,9 @@ def _look(config: Config, session: Session, questions: list[Question], log: Log)
     encode(session.films, looks, log)
     with log.phase("gate"):
         engine = LocalEngine(session.model, session.films.features, f"sft-{step}")
-        seen = rollout(engine, session.films, looks, [0.0], Mix({"accuracy": 1.0}), config.gate.max_tokens, config.seed, "gate")
+        seen = rollout(
+            engine, session.films, looks, [0.0], Mix({"accuracy": 1.0}), config.gate.max_tokens, config.seed, "gate"
+        )
     accuracy = seen.accuracy
     if accuracy >= config.gate.accuracy:
         reason = f"held-out greedy accuracy {accuracy:.3f} reached {config.gate.accuracy:g} at step {step}"

@@ -1,4 +1,4 @@
-"""A folder of runs to one self-contained report.html; files are the only input, and the same files give the same page."""
+"""A folder of runs to one self-contained report.html. Files are the only input: the same files give the same page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from longtake.log import writing
 from longtake.report import charts, words
-from longtake.report.cards import Card, Stage, card, read_stage
+from longtake.report.cards import Card, card, chosen
 from longtake.report.files import Quarantined, Run, SummaryFile
 from longtake.report.head import Head, head, source
 from longtake.report.read import Problems, read_folder, read_json
 from longtake.report.results import Results, results
 from longtake.report.strips import Strip, Strips
-from longtake.report.training import Bar, Time, curves, health_plots, pass_rates, times
+from longtake.report.training import Bar, Time, curves, groups, pass_rates, times
 
 NAME = "report.html"
 MAX_STRIPS = 4_000_000  # bytes of filmstrips in the page
@@ -35,7 +36,6 @@ class Training:
     run: Run
     plots: tuple[charts.Plot, ...]
     more: tuple[charts.Plot, ...]
-    health: tuple[charts.Plot, ...]
     rates: tuple[Bar, ...]  # of a difficulty run
 
 
@@ -50,7 +50,6 @@ class Page:
     times: tuple[Time, ...]
     cards: tuple[Card, ...]
     strips: tuple[Strip, ...]
-    groups: int  # groups in all rollout files that were read
     films_used: int
     films_bad: tuple[Quarantined, ...]
     cut: tuple[str, ...]  # what receipts say was left out
@@ -80,36 +79,24 @@ def build(folder: Path) -> Path:
 
 def _page(folder: Path, runs: Sequence[Run], problems: Problems) -> Page:
     summary = read_json(folder / "summary.json", SummaryFile, "summary.json", problems)
-    sampled = [run for run in runs if run.steps]
-    stages = {run.name: read_stage(run, CARDS if run is sampled[-1] else CARDS_BEFORE, problems) for run in sampled}
     found = results(runs, summary, problems)
     strips = Strips(MAX_STRIPS, problems)
-    cards = tuple(
-        card(run, group, i, strips) for run in reversed(sampled) for i, group in enumerate(stages[run.name].groups)
-    )
+    sampled = [run for run in reversed(runs) if run.steps]
+    picked = [(run, chosen(run, CARDS_BEFORE if i else CARDS, problems)) for i, run in enumerate(sampled)]
+    cards = tuple(card(run, group, place, strips) for run, groups in picked for place, group in enumerate(groups))
     if strips.left_out:
-        problems.say(
-            f"{words.plural(strips.left_out, 'filmstrip')} left out to keep the page small; they are in thumbs/."
-        )
-    for run in runs:
-        if run.steps_all > len(run.steps):
-            problems.say(
-                f"{run.label}: group health is drawn from {len(run.steps)} of {words.count(run.steps_all)} steps."
-            )
-    difficulty = [rate for run in sampled if run.file.stage == "difficulty" for rate in stages[run.name].rates]
-    bad = tuple(dict.fromkeys(film for run in runs for film in run.file.films.quarantined))
-    receipts = (c.group.receipt for c in cards if c.group.receipt and c.group.receipt.cut)
+        problems.say(f"{words.plural(strips.left_out, 'filmstrip')} left out to keep the page small; see thumbs/.")
+    receipts = [card.group.receipt for card in cards if card.group.receipt and card.group.receipt.cut]
     return Page(
-        head=head(runs, found, difficulty, summary),
+        head=head(runs, found, summary),
         results=found,
         source=source(found) if found else "",
-        training=tuple(part for run in runs if (part := _training(run, stages.get(run.name)))),
+        training=tuple(part for run in runs if (part := _training(run))),
         times=times(runs),
         cards=cards,
         strips=tuple(strips.held.values()),
-        groups=sum(len(stage.rates) for stage in stages.values()),
         films_used=max((run.file.films.used for run in runs), default=0),
-        films_bad=bad,
+        films_bad=tuple(dict.fromkeys(film for run in runs for film in run.file.films.quarantined)),
         cut=tuple(dict.fromkeys(f"{receipt.path}: {receipt.cut}" for receipt in receipts)),
         notes=tuple((run.label, note) for run in runs for note in run.file.notes),
         problems=tuple(problems.said),
@@ -117,39 +104,33 @@ def _page(folder: Path, runs: Sequence[Run], problems: Problems) -> Page:
     )
 
 
-def _training(run: Run, stage: Stage | None) -> Training | None:
+def _training(run: Run) -> Training | None:
     """The stage's curves and groups; None for a stage that draws none (an evaluation)."""
     first, more = curves(run)
-    rates = pass_rates(stage.rates) if stage and run.file.stage == "difficulty" else ()
-    health = health_plots(stage.health) if stage and not rates else ()
-    return Training(run, first, more, health, rates) if first or more or health or rates else None
+    stacked = groups(run)
+    rates = pass_rates(run.difficulty) if run.difficulty else ()
+    first = (stacked, *first) if stacked else first
+    return Training(run, first, more, rates) if first or more or rates else None
 
 
 def render(page: Page) -> str:
-    """The HTML of a page."""
-    env = Environment(
-        loader=PackageLoader("longtake.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters |= {
-        "percent": words.percent, "points": words.points, "number": words.number, "seconds": words.seconds, "count": words.count,
-        "pretty": _pretty,
-    }  # fmt: skip
-    env.globals |= {
-        "plural": words.plural,
-        "W": charts.W,
-        "H": charts.H,
-        "LEFT": charts.LEFT,
-        "BOTTOM": charts.BOTTOM,
-        "TOP": charts.TOP,
-    }
+    """The HTML of a page. Its script is allowed by its hash, so that no other can run."""
+    env = _environment()
     assert env.loader is not None
     script = env.loader.get_source(env, "page.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return env.get_template("page.html.j2").render(page=page, script=script, digest=digest)
+
+
+@cache
+def _environment() -> Environment:
+    """Templates escape whatever they are given: answers, questions and paths are not ours."""
+    loader = PackageLoader("longtake.report")
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters |= {"percent": words.percent, "points": words.points, "number": words.number, "pretty": _pretty}
+    env.filters |= {"seconds": words.seconds, "count": words.count}
+    env.globals |= {"plural": words.plural, "W": charts.W, "H": charts.H, "LEFT": charts.LEFT}
+    return env
 
 
 def _pretty(value: Any) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from longtake.records import Receipt
-from longtake.report import charts, words
+from longtake.report import words
 from longtake.report.files import Rollout, Run, Sample
-from longtake.report.read import Problems, read_lines, thin
-from longtake.report.strips import Strip, Strips, shows_all
-from longtake.report.training import Health, health
+from longtake.report.read import Problems, read_lines
+from longtake.report.strips import Strip, Strips, shown_frames
 
 STEPS = 6  # cards are drawn from so many steps, evenly spread
 MAX_TEXT = 6000  # characters of one answer that are shown
@@ -19,7 +17,8 @@ ROW = 16  # frames in a row of the filmstrip
 LONG = 600  # thinking longer than this is folded
 THINK = re.compile(r"(?s)\A(.*</think>)(.*)\Z")
 TIME = re.compile(  # 1:02:03 or 2:03.5, "3.5 s", "<3.5 seconds>", and the demo's "s3": some time in second 3
-    r"(?<![\w.:])(?:(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d\d(?:\.\d+)?)|(?P<plain>\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?|s(?P<within>\d{1,4}))(?![\w:])"
+    r"(?<![\w.:])(?:(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d\d(?:\.\d+)?)"
+    r"|(?P<plain>\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?|s(?P<within>\d{1,4}))(?![\w:])"
 )
 
 
@@ -33,8 +32,9 @@ class Bit:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame seen: its place in the strip (percent), its time, whether it lies in the evidence or repeats the last."""
+    """One frame of a strip: its place there (percent), its time, is it in the evidence, does it repeat the last?"""
 
+    number: int  # among the frames seen
     place: float
     time: str
     evidence: bool
@@ -71,50 +71,36 @@ class Card:
     group: Rollout
     truth: str  # text of the right option, or the answer
     right: int
-    frames: tuple[Frame, ...]  # empty if the strip does not show every frame
+    frames: tuple[Frame, ...]  # of the strip; empty if it cannot be told which they are
     columns: int  # frames in a row on a wide screen
     ticks: tuple[float, ...]  # percent of the film, one a frame seen
     spans: tuple[Span, ...]
     length: str  # of the film as far as it is known
     strip: Strip | None
     answers: tuple[AnswerCard, ...]
-    health: str  # "right" | "mixed" | "wrong"
+    health: str  # "right" | "mixed" | "wrong" | "" where some answers could not be checked
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What was read of a stage's rollouts."""
-
-    health: tuple[Health, ...]
-    groups: tuple[Rollout, ...]  # chosen for cards
-    rates: tuple[tuple[int, int], ...]  # (right, answers) of every group
-
-
-def read_stage(run: Run, most: int, problems: Problems) -> Stage:
-    """Go through the stage's rollout files once: health of every step, and about `most` groups for cards."""
-    chosen = {path.stem for path in thin(list(run.steps), STEPS)}
-    each = -(-most // max(1, len(chosen)))
-    healths, picked, rates = [], [], []
-    for path in run.steps:
+def chosen(run: Run, most: int, problems: Problems) -> tuple[Rollout, ...]:
+    """About `most` groups for cards, from steps evenly spread, the first and the last among them."""
+    last = len(run.steps) - 1
+    places = sorted({round(i * last / (STEPS - 1)) for i in range(STEPS)}) if run.steps else []
+    picked: list[Rollout] = []
+    for path in (run.steps[place] for place in places):
         named = f"{run.name}/rollouts/{path.name}".lstrip("/")
-        groups = list(read_lines(path, Rollout, named, problems))
-        rates += [(sum(answer.correct for answer in group.answers), len(group.answers)) for group in groups]
-        if row := health(int(path.stem), groups):
-            healths.append(row)
-        if path.stem in chosen:
-            picked += pick(groups, each)
-    return Stage(tuple(healths), tuple(picked), tuple(rates))
+        picked += pick(list(read_lines(path, Rollout, named, problems)), -(-most // len(places)))
+    return tuple(picked)
 
 
 def state(group: Rollout) -> str:
-    """Are a group's answers all right, all wrong or mixed?"""
-    right = sum(answer.correct for answer in group.answers)
-    return "right" if right == len(group.answers) else "mixed" if right else "wrong"
+    """Are a group's answers all right, all wrong or mixed? "" where some could not be checked."""
+    marks = {answer.correct for answer in group.answers}
+    return "" if None in marks else "mixed" if len(marks) > 1 else "right" if True in marks else "wrong"
 
 
 def pick(groups: Sequence[Rollout], most: int) -> list[Rollout]:
     """Groups worth a look, as different as possible: mixed before all wrong before all right, kinds in turn."""
-    order = ("mixed", "wrong", "right")
+    order = ("mixed", "wrong", "right", "")
     seen: dict[tuple[str, str], int] = {}
     ranked = []
     for group in sorted((g for g in groups if g.answers), key=lambda g: (g.strip is None, g.id)):
@@ -124,11 +110,11 @@ def pick(groups: Sequence[Rollout], most: int) -> list[Rollout]:
     return [row[-1] for row in sorted(ranked, key=lambda row: row[:-1])[:most]]
 
 
-def bits(text: str, receipt: Receipt | None) -> tuple[Bit, ...]:
-    """The text in pieces, each time in it tied to the nearest frame that was seen."""
+def bits(text: str, shown: Mapping[int, float]) -> tuple[Bit, ...]:
+    """The text in pieces, each time in it tied to the nearest of the frames shown (number -> seconds)."""
     out: list[Bit] = []
     done = 0
-    for found in TIME.finditer(text) if receipt and receipt.seconds else ():
+    for found in TIME.finditer(text) if shown else ():
         part = found.groupdict()
         if part["within"]:
             at = int(part["within"]) + 0.5
@@ -139,9 +125,8 @@ def bits(text: str, receipt: Receipt | None) -> tuple[Bit, ...]:
                 + 60 * int(part["m"] or 0)
                 + float(part["s"] or 0)
             )
-        assert receipt is not None
-        if at <= receipt.seconds[-1] + 1:
-            nearest = min(range(len(receipt.seconds)), key=lambda i: abs(receipt.seconds[i] - at))
+        if at <= max(shown.values()) + 1:
+            nearest = min(shown, key=lambda i: (abs(shown[i] - at), i))
             out += [Bit(text[done : found.start()]), Bit(found.group(), nearest)]
             done = found.end()
     return tuple(bit for bit in (*out, Bit(text[done:])) if bit.text)
@@ -161,9 +146,9 @@ def card(run: Run, group: Rollout, place: int, strips: Strips) -> Card:
         step=f"{run.label} · step {group.step}" if len(run.steps) > 1 else run.label,
         group=group,
         truth=group.options[index] if 0 <= index < len(group.options) else group.answer,
-        right=sum(answer.correct for answer in group.answers),
-        frames=tuple(_frames(group, end)) if strip and shows_all(strip, group) else (),
-        columns=min(len(seconds), ROW) if len(seconds) <= 4 * ROW else 2 * ROW,
+        right=sum(answer.correct is True for answer in group.answers),
+        frames=(frames := tuple(_frames(group, shown_frames(strip, receipt), end)) if strip and receipt else ()),
+        columns=min(len(frames), ROW) if len(frames) <= 4 * ROW else 2 * ROW,
         ticks=tuple(100 * at / end for at in seconds),
         spans=tuple(
             Span(100 * a / end, max(0.6, 100 * (b - a) / end), f"{words.clock(a, end)}–{words.clock(b, end)} s")
@@ -171,24 +156,23 @@ def card(run: Run, group: Rollout, place: int, strips: Strips) -> Card:
         ),
         length=words.clock(end, end) + (" s" if end < 60 else ""),
         strip=strip,
-        answers=tuple(_answer(answer, receipt, half) for answer in group.answers),
+        answers=tuple(_answer(answer, {f.number: seconds[f.number] for f in frames}, half) for answer in group.answers),
         health=state(group),
     )
 
 
-def _frames(group: Rollout, end: float) -> Iterator[Frame]:
+def _frames(group: Rollout, shown: Sequence[int], end: float) -> Iterator[Frame]:
     assert group.receipt is not None
     seconds, padded = group.receipt.seconds, group.receipt.padded
-    for i, at in enumerate(seconds):
-        inside = any(a <= at <= b for a, b in group.evidence)
-        yield Frame(100 * i / max(1, len(seconds) - 1), words.clock(at, end), inside, i >= len(seconds) - padded)
+    for place, i in enumerate(shown):
+        inside = any(a <= seconds[i] <= b for a, b in group.evidence)
+        at = 100 * place / max(1, len(shown) - 1)
+        yield Frame(i, at, words.clock(seconds[i], end), inside, i >= len(seconds) - padded)
 
 
-def _answer(sample: Sample, receipt: Receipt | None, half: float) -> AnswerCard:
-    found = THINK.match(sample.text)
-    think, final = found.groups() if found else (sample.text, "")
+def _answer(sample: Sample, shown: Mapping[int, float], half: float) -> AnswerCard:
+    found = THINK.match(sample.text[:MAX_TEXT])
+    think, final = found.groups() if found else (sample.text[:MAX_TEXT], "")
     bar = None if sample.advantage is None else 100 * sample.advantage / half
-    cut = max(0, len(think) - MAX_TEXT)
-    return AnswerCard(
-        bits(think[:MAX_TEXT], receipt), bits(final[:MAX_TEXT], receipt), len(think) > LONG, cut, sample, bar
-    )
+    left_out = max(0, len(sample.text) - MAX_TEXT)
+    return AnswerCard(bits(think, shown), bits(final, shown), len(think) > LONG, left_out, sample, bar)

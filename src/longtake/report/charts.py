@@ -1,7 +1,7 @@
 """Small charts: numbers to places on a small canvas; the templates draw them as SVG that follows the page's colours.
 
-A Plot is a box of W by H units, y turned to SVG's downwards. A chart is shown 340 to 560 pixels wide on any screen, so its
-text keeps a readable size.
+A Plot is a box of W by H units, y turned to SVG's downwards. It is shown 310 to 560 pixels wide on any screen, so that
+its text keeps a readable size.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 W, H = 400.0, 190.0  # canvas, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 10.0, 24.0  # margins for tick labels
@@ -122,7 +123,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     """The places moved apart so that no two are nearer than `gap`, order kept, for labels at line ends."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     out = list(places)
-    for before, now in zip(order, order[1:], strict=False):
+    for before, now in pairwise(order):
         out[now] = max(out[now], out[before] + gap)
     overflow = max(0.0, max(out, default=0.0) - (H - BOTTOM))
     return [place - overflow for place in out]

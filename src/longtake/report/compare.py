@@ -1,29 +1,15 @@
-"""Before and after: accuracies with 95 % intervals, differences question by question, and where a gain comes from.
-
-Wilson, "Probable inference, the law of succession, and statistical inference" (1927); Newcombe, "Improved confidence
-intervals for the difference between binomial proportions based on paired data" (1998), plain Wald form for pairs.
-"""
+"""Before and after: accuracies with 95 % intervals, differences question by question, and where a gain comes from."""
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from longtake.maths.stats import Estimate, paired_difference, share
 from longtake.report.files import Outcome
 
-Z = 1.959964  # 95 %, two-sided
 LENGTH_BINS = 4  # chain lengths are compared in quarters of what the earlier model wrote
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A share or a difference of shares with its 95 % interval. Example: Estimate(0.52, 0.48, 0.56)."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +43,10 @@ class Turned:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A gain in sampled accuracy, split: `longer` by writing other chain lengths, `same` by being right more often at equal length."""
+    """A gain in accuracy, split: `longer` by writing other chain lengths, `same` by being right more often at each."""
 
     longer: float
     same: float
-
-
-def wilson(accuracy: float, n: int) -> Estimate:
-    """Share of n with its Wilson interval; (value, 0, 1) for n = 0."""
-    if n <= 0:
-        return Estimate(accuracy, 0.0, 1.0)
-    centre = (accuracy + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(max(0.0, accuracy * (1 - accuracy)) / n + Z * Z / (4 * n * n))
-    return Estimate(accuracy, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def flips(before: Sequence[Outcome], after: Sequence[Outcome]) -> Flips:
@@ -92,36 +69,26 @@ def turned(before: Sequence[Outcome], after: Sequence[Outcome], most: int) -> tu
     return tuple(p for p in pairs if not p.after.correct)[:most] + tuple(p for p in pairs if p.after.correct)[:most]
 
 
-def paired(seen: Flips) -> Estimate | None:
-    """Difference of accuracies, after minus before, over the same questions; None without any."""
-    n = seen.both + seen.fixed + seen.broken + seen.neither
-    if n == 0:
-        return None
-    delta = (seen.fixed - seen.broken) / n
-    half = Z * math.sqrt(max(0.0, (seen.fixed + seen.broken) / n - delta * delta) / n)
-    return Estimate(delta, delta - half, delta + half)
-
-
 def change(label: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> Change:
-    """One before/after row from outcomes; `after` must not be empty."""
-    delta = paired(flips(before, after)) if before else None
+    """One before/after row from outcomes; `after` must not be empty. The difference is over questions both answered."""
+    old = {row.id: row.correct for row in reversed(before)}
+    pairs = [(float(old[row.id]), float(row.correct)) for row in after if row.id in old]
+    delta = paired_difference([was for was, _ in pairs], [now for _, now in pairs]) if len(pairs) > 1 else None
     return Change(label, len(after), _rate(before) if before else None, _rate(after), delta)
 
 
 def by(key: Callable[[Outcome], str], before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[Change, ...]:
     """A before/after row for each value of `key` in `after`, sorted (numbers as numbers)."""
-    labels = sorted(
-        {key(row) for row in after} - {""},
-        key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label),
-    )
+    labels = sorted({key(row) for row in after} - {""}, key=lambda text: (len(text) if text.isdigit() else 99, text))
     return tuple(change(label, _only(key, label, before), _only(key, label, after)) for label in labels)
 
 
 def gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> Gain | None:
     """Split the gain by chain length (Kitagawa 1955): lengths are cut at the quartiles of `before`.
 
-    longer = Σ (share after - share before) · accuracy before; same = Σ share after · (accuracy after - accuracy before).
-    The two add up to the whole gain. None where `before` has one length only, or nothing.
+    longer = Σ (share after - share before) · accuracy before,
+    same = Σ share after · (accuracy after - accuracy before). The two add up to the whole
+    gain. None where `before` has one length only, or nothing.
     """
     lengths = sorted(row.tokens for row in before)
     if not after or not lengths or lengths[0] == lengths[-1]:
@@ -136,14 +103,8 @@ def gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> Gain | None:
     return Gain(longer, same)
 
 
-def mean(values: Iterable[float]) -> float | None:
-    """Mean, None of nothing."""
-    table = list(values)
-    return sum(table) / len(table) if table else None
-
-
 def _rate(rows: Sequence[Outcome]) -> Estimate:
-    return wilson(sum(row.correct for row in rows) / len(rows), len(rows))
+    return share(sum(row.correct for row in rows), len(rows))
 
 
 def _only(key: Callable[[Outcome], str], label: str, rows: Sequence[Outcome]) -> list[Outcome]:

@@ -56,7 +56,7 @@ class Sample:
     reward: float | None = None
     parts: dict[str, float | None] = field(default_factory=dict)
     advantage: float | None = None
-    correct: bool = False
+    correct: bool | None = None  # None = could not be checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,14 @@ class SummaryFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Difficulty:
+    """summary.json of a difficulty run: how often each question was answered rightly, of `answers` times."""
+
+    answers: int
+    histogram: dict[str, int]  # pass rate, as "0.30" -> questions
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One stage folder: its run.json, its curves, where its rollouts are."""
 
@@ -146,9 +154,9 @@ class Run:
     file: RunFile
     curves: tuple[Curve, ...]
     phases: tuple[Curve, ...]  # seconds by step
-    steps: tuple[Path, ...]  # rollout files, by step, thinned when there are very many
-    steps_all: int  # how many there are
+    steps: tuple[Path, ...]  # rollout files, by step
     eval: EvalFile | None
+    difficulty: Difficulty | None
 
     @property
     def label(self) -> str:

@@ -9,9 +9,10 @@ from longtake.report import words
 from longtake.report.charts import smooth
 from longtake.report.compare import Change
 from longtake.report.files import Run, SummaryFile
-from longtake.report.results import Headline, Results
+from longtake.report.results import Headline, Results, shown
 from longtake.report.training import pass_rates
 
+FELL = 0.02  # a change of less than this is not worth a word
 CLEAR = 1.15  # chains count as longer from this ratio on
 MOSTLY, PARTLY = 2 / 3, 1 / 3  # share of the sampled gain that greedy decoding shares
 
@@ -60,21 +61,20 @@ class Head:
     setting: str  # model, seed, machine, day in one line
 
 
-def head(
-    runs: Sequence[Run], found: Results | None, rates: Sequence[tuple[int, int]], summary: SummaryFile | None
-) -> Head:
-    """Everything the head of the page says. rates: (right, answers) of each question of a difficulty run."""
+def head(runs: Sequence[Run], found: Results | None, summary: SummaryFile | None) -> Head:
+    """Everything the head of the page says."""
     facts = tuple(_fact(run) for run in runs)
     spent = _spent(runs, summary)
     total = sum(spent.values())
-    stages = list(dict.fromkeys(run.file.stage for run in runs))
-    single = len(runs) == 1
+    stages = list(dict.fromkeys(run.file.stage for run in runs if run.name or len(runs) == 1))
     return Head(
-        title=runs[0].file.stage if single else " → ".join(stages) if len(stages) < 7 else f"{len(runs)} runs",
-        lead=lead(runs, found, rates),
+        title=" → ".join(stages) if len(stages) < 7 else f"{len(runs)} runs",
+        lead=lead(runs, found),
         status=_status(runs),
         tiles=_tiles(found) if found else (),
-        parts=tuple(Part(label, value, value / total, i) for i, (label, value) in enumerate(spent.items()))
+        parts=tuple(
+            Part(label.replace("_", " "), value, value / total, i) for i, (label, value) in enumerate(spent.items())
+        )
         if total > 0
         else (),
         total=words.seconds(total) if total > 0 else "",
@@ -83,32 +83,39 @@ def head(
     )
 
 
-def lead(runs: Sequence[Run], found: Results | None, rates: Sequence[tuple[int, int]]) -> str:
-    """The sentence of result: from held-out questions if there are any, else from the last stage itself."""
+def lead(runs: Sequence[Run], found: Results | None) -> str:
+    """The sentence of result: from an evaluation if there is one, else from the last stage itself."""
     if found:
         return _tested(found.headline, found)
     for run in reversed(runs):
+        if run.difficulty and (bars := pass_rates(run.difficulty)):
+            never, always = bars[0].share, bars[-1].share
+            asked = words.plural(sum(bar.n for bar in bars), "question")
+            times = words.plural(len(bars) - 1, "time")
+            between = words.percent(max(0.0, 1 - always - never))
+            return (
+                f"Of {asked} answered {times} each, {words.percent(always)} were always right, {words.percent(never)} "
+                f"never, and {between} in between."
+            )
         table = {line.name: line.points for line in run.curves}
+        gate = table.get("accuracy") if run.file.stage == "sft" else None
+        if gate:
+            return (
+                f"{run.label}: held-out greedy accuracy is {words.percent(gate[-1][1])} after step {gate[-1][0]:.0f}."
+            )
         for name in ("accuracy", "reward", "loss"):
             if len(table.get(name, ())) > 1:
                 line = smooth(table[name], max(1, len(table[name]) // 10))
                 say = words.percent if name == "accuracy" else words.number
-                told = f"{name} in training went from {say(line[0][1])} to {say(line[-1][1])} over {words.plural(len(line), 'step')}"
+                steps = words.plural(len(line), "step")
+                told = f"{name} in training went from {say(line[0][1])} to {say(line[-1][1])} over {steps}"
                 return f"{run.label}: {told}. No evaluation was run, so this is no result yet."
-    bars = pass_rates(rates)
-    if bars:
-        n = sum(bar.n for bar in bars)
-        never, always = bars[0].share, bars[-1].share
-        return (
-            f"Of {words.plural(n, 'question')} answered {words.plural(len(bars) - 1, 'time')} each, {words.percent(always)} were "
-            f"always right, {words.percent(never)} never, and {words.percent(max(0.0, 1 - always - never))} in between."
-        )
     return "No step has been written yet."
 
 
 def _tested(line: Headline, found: Results) -> str:
     rows = [row for row in (line.sampled, line.greedy) if row]
-    asked = f"{words.plural(line.frames, 'frame')}, {words.plural(line.n, 'question')}"
+    asked = f"{shown(line.frames)}, {words.plural(line.n, 'question')}"
     told = []
     for i, row in enumerate(rows):
         name = f"{row.label} accuracy" if i == 0 else row.label
@@ -140,16 +147,19 @@ def source(found: Results) -> str:
     if sampled <= 0:
         return "The model got worse when sampled."
     shared = greedy / sampled
-    if greedy < -0.02:
+    both = f"{words.points(greedy)} of {words.points(sampled)} points"
+    if greedy < -FELL:
         text = "The gain is sharpening, paid for by a fall in greedy accuracy"
     elif shared >= MOSTLY:
-        text = f"Greedy decoding shares {words.points(greedy)} of {words.points(sampled)} points: mostly new skill"
+        text = f"Greedy decoding shares {both}: mostly new skill"
     elif shared >= PARTLY:
-        text = f"Greedy decoding shares {words.points(greedy)} of {words.points(sampled)} points: part new skill, part sharpening"
+        text = f"Greedy decoding shares {both}: part new skill, part sharpening"
     else:
-        text = f"Greedy decoding shares only {words.points(greedy)} of {words.points(sampled)} points: mostly sharpening, little new skill"
-    if found.gain and found.gain.longer > 0.02:
-        text += f"; {words.points(found.gain.longer)} points come from writing the chain lengths that were right more often before"
+        text = f"Greedy decoding shares only {both}: mostly sharpening, little new skill"
+    if found.gain and found.gain.longer > FELL:
+        lengths = "longer chains" if (line.length[1] or 0) > (line.length[0] or 0) else "shorter chains"
+        points = words.points(found.gain.longer)
+        text += f". {points} points come from writing {lengths}, which were right more often before"
     return text + "."
 
 
@@ -164,7 +174,8 @@ def _tiles(found: Results) -> tuple[Tile, ...]:
         if row:
             note = f"95{words.THIN}%: {words.percent(row.after.low)} to {words.percent(row.after.high)}"
             if row.delta:
-                note = f"{words.points(row.delta.value)} points ({words.points(row.delta.low)} to {words.points(row.delta.high)})"
+                low, high = words.points(row.delta.low), words.points(row.delta.high)
+                note = f"{words.points(row.delta.value)} points ({low} to {high})"
             before = words.percent(row.before.value) if row.before else ""
             tiles.append(Tile(f"{row.label} accuracy", before, words.percent(row.after.value), note))
     was, now = line.length
@@ -180,17 +191,20 @@ def _tiles(found: Results) -> tuple[Tile, ...]:
 
 def _spent(runs: Sequence[Run], summary: SummaryFile | None) -> dict[str, float]:
     """Seconds by stage: as the summary says, else as the stages' phases add up to."""
-    if summary and summary.seconds:
-        return {name: value for name, value in summary.seconds.items() if value > 0}
-    spent = {(run.name or run.file.stage): sum(run.file.seconds.values()) for run in runs}
+    spent = summary.seconds if summary and summary.seconds else None
+    spent = spent or {run.label: sum(run.file.seconds.values()) for run in runs if run.name or len(runs) == 1}
     return {name: value for name, value in spent.items() if value > 0}
 
 
 def _status(runs: Sequence[Run]) -> str:
-    open_ones = [
-        f"{run.label} is {run.file.status or 'of unknown status'}" for run in runs if run.file.status != "done"
+    """Runs that have not ended well. A folder of runs is still "running" while it writes its last file, this page."""
+    told = [run for run in runs if run.name or len(runs) == 1 or run.file.status != "running"]
+    unfinished = [
+        f"{run.name or run.label} is {run.file.status or 'of unknown status'}"
+        for run in told
+        if run.file.status != "done"
     ]
-    return f"{'; '.join(open_ones)}." if open_ones else ""
+    return f"{'; '.join(unfinished)}." if unfinished else ""
 
 
 def _fact(run: Run) -> Fact:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from longtake.errors import UserError
-from longtake.report.files import Curve, EvalFile, Run, RunFile
+from longtake.report.files import Curve, Difficulty, EvalFile, Run, RunFile
 
 T = TypeVar("T")
-MAX_STEPS_READ = 400  # rollout files read per stage; more are thinned evenly, and the page says so
 
 
 @dataclass(slots=True)
@@ -29,11 +27,6 @@ class Problems:
             self.said.append(sentence)
 
 
-@cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
-
-
 def _why(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
@@ -45,7 +38,7 @@ def read_json(path: Path, kind: type[T], named: str, problems: Problems) -> T | 
     if not path.is_file():
         return None
     try:
-        return _adapter(kind).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
         problems.say(f"{named} could not be read: {_why(error)}.")
     except OSError as error:
@@ -60,12 +53,12 @@ def read_lines(path: Path, kind: type[T], named: str, problems: Problems) -> Ite
     except OSError as error:
         problems.say(f"{named} could not be read: {error.strerror}.")
         return
-    bad: list[str] = []
+    adapter, bad = TypeAdapter(kind), list[str]()
     for place, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            yield _adapter(kind).validate_json(line)
+            yield adapter.validate_json(line)
         except ValidationError as error:
             half = place == len(lines) and not line.endswith(b"\n")
             bad.append(f"line {place} is half written" if half else f"line {place}: {_why(error)}")
@@ -81,11 +74,12 @@ class _Step:
 
 def _metrics(path: Path, named: str, problems: Problems) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
     """Curves by metric and by phase. A step written twice (a run that was resumed) counts as last written."""
+    adapter = TypeAdapter(_Step)
     numbers: dict[str, dict[int, float]] = {}
     phases: dict[str, dict[int, float]] = {}
     for row in read_lines(path, dict[str, Any], named, problems) if path.is_file() else ():
         try:
-            at = _adapter(_Step).validate_python(row)
+            at = adapter.validate_python(row)
         except ValidationError as error:
             problems.say(f"{named}: a line was skipped ({_why(error)}).")
             continue
@@ -101,13 +95,6 @@ def _metrics(path: Path, named: str, problems: Problems) -> tuple[tuple[Curve, .
     return curves(numbers), curves(phases)
 
 
-def thin(paths: list[Path], most: int) -> tuple[Path, ...]:
-    """At most `most` of them, evenly spread, first and last kept."""
-    if len(paths) <= most:
-        return tuple(paths)
-    return tuple(paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most))
-
-
 def read_run(folder: Path, name: str, problems: Problems) -> Run | None:
     """The run in `folder`, None if its run.json cannot be read."""
     prefix = f"{name}/" if name else ""
@@ -117,7 +104,9 @@ def read_run(folder: Path, name: str, problems: Problems) -> Run | None:
     curves, phases = _metrics(folder / "metrics.jsonl", prefix + "metrics.jsonl", problems)
     steps = sorted(path for path in (folder / "rollouts").glob("*.jsonl") if path.stem.isdigit())
     evals = read_json(folder / "eval.json", EvalFile, prefix + "eval.json", problems)
-    return Run(name, folder, file, curves, phases, thin(steps, MAX_STEPS_READ), len(steps), evals)
+    found = folder / "summary.json"
+    rates = read_json(found, Difficulty, prefix + found.name, problems) if file.stage == "difficulty" else None
+    return Run(name, folder, file, curves, phases, tuple(steps), evals, rates)
 
 
 def read_folder(folder: Path, problems: Problems) -> tuple[Run, ...]:

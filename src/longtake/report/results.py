@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from longtake.maths.stats import Estimate, share
 from longtake.report import charts, words
-from longtake.report.compare import Change, Estimate, Flips, Gain, Turned, by, change, flips, gain, turned, wilson
+from longtake.report.compare import Change, Flips, Gain, Turned, by, change, flips, gain, turned
 from longtake.report.files import EvalFile, Outcome, Run, Setting, SummaryFile
 from longtake.report.read import Problems, read_lines
 
@@ -124,6 +125,11 @@ def results(runs: Sequence[Run], summary: SummaryFile | None, problems: Problems
     )
 
 
+def shown(frames: int) -> str:
+    """Example: 64 -> "64 frames"; 0 -> "the rows' own frames"."""
+    return words.plural(frames, "frame") if frames else "the rows' own frames"
+
+
 def _outcomes(model: _Model, how: str, frames: int, problems: Problems) -> list[Outcome]:
     path = model.run.folder / "outcomes" / f"{frames}-{how}-none.jsonl"
     named = f"{model.run.name}/outcomes/{path.name}".lstrip("/")
@@ -131,7 +137,13 @@ def _outcomes(model: _Model, how: str, frames: int, problems: Problems) -> list[
 
 
 def _estimate(setting: Setting) -> Estimate:
-    return Estimate(setting.accuracy, *setting.interval) if setting.interval else wilson(setting.accuracy, setting.n)
+    if setting.interval:
+        return Estimate(setting.accuracy, *setting.interval, setting.n)
+    return _share(setting.accuracy, setting.n)
+
+
+def _share(accuracy: float, n: int) -> Estimate:
+    return share(round(accuracy * n), n) if n > 0 else Estimate(accuracy, 0.0, 1.0, 0)
 
 
 def _overall(
@@ -149,10 +161,14 @@ def _overall(
 def _by_frames(how: str, models: Sequence[_Model], chance: float | None) -> charts.Plot | None:
     """Accuracy over frames (log2) with intervals, one line a model."""
     table = {
-        id(m): [row for row in m.eval.settings if not row.control and (row.temperature > 0) == (how == SAMPLED)]
+        id(m): [
+            row
+            for row in m.eval.settings
+            if row.frames and not row.control and (row.temperature > 0) == (how == SAMPLED)
+        ]
         for m in models
     }
-    frames = sorted({row.frames for rows in table.values() for row in rows})
+    frames = sorted({row.frames for rows in table.values() for row in rows} - {0})
     if not frames:
         return None
     room = charts.W - 52
@@ -197,7 +213,7 @@ def _panels(
     new: dict[str, list[Outcome]],
 ) -> tuple[Panel, ...]:
     """By kind and by hops, sampled and greedy; from outcomes, or from eval.json where there are none."""
-    seen = f"at {words.plural(frames, 'frame')}"
+    seen = f"at {shown(frames)}"
     panels = []
     for how in (SAMPLED, GREEDY):
         kinds = by(lambda row: row.kind, old[how], new[how]) or _stored("by_kind", how, before, after, frames)
@@ -214,17 +230,17 @@ def _stored(table: str, how: str, before: _Model | None, after: _Model, frames: 
 
     def shares(setting: Setting | None) -> dict[str, Estimate]:
         rows = (setting.by_kind if table == "by_kind" else setting.by_hops) if setting else {}
-        return {label: wilson(share.accuracy, share.n) for label, share in rows.items()}
+        return {label: _share(row.accuracy, row.n) for label, row in rows.items()}
 
     past = shares(was)
     sizes = (now.by_kind if table == "by_kind" else now.by_hops) if now else {}
-    return tuple(Change(label, sizes[label].n, past.get(label), share, None) for label, share in shares(now).items())
+    return tuple(Change(label, sizes[label].n, past.get(label), row, None) for label, row in shares(now).items())
 
 
 def _blind(model: _Model, frames: int, how: str) -> tuple[BlindRow, ...]:
     """The full film, then each control, at the frames and temperature nearest to the headline's."""
     whole = model.find(how, frames)
-    rows = [BlindRow(f"whole film, {words.plural(frames, 'frame')}", _estimate(whole), whole.n)] if whole else []
+    rows = [BlindRow(f"whole film, {shown(frames)}", _estimate(whole), whole.n)] if whole else []
     for control, label in CONTROLS.items():
         found = [row for row in model.eval.settings if row.control == control]
         found.sort(key=lambda row: ((row.temperature > 0) != (how == SAMPLED), abs(row.frames - frames)))

@@ -6,6 +6,7 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
+from longtake.records import Receipt
 from longtake.report.files import Rollout, Run
 from longtake.report.read import Problems
 
@@ -53,13 +54,19 @@ class Strips:
         return self.held[path]
 
 
-def shows_all(strip: Strip, group: Rollout) -> bool:
-    """Does the strip show every frame of the receipt, side by side?"""
-    receipt = group.receipt
-    if receipt is None or not receipt.seconds or receipt.height <= 0 or receipt.width <= 0:
-        return False
-    shown = strip.width / (strip.height * receipt.width / receipt.height)
-    return abs(shown - len(receipt.seconds)) < 0.5
+def shown_frames(strip: Strip, receipt: Receipt) -> tuple[int, ...]:
+    """Which of the frames seen a strip shows, by its width: all, or the centres of equal bins (as data/strip.py thins).
+
+    () if the strip's shape fits neither.
+    """
+    seen = len(receipt.seconds)
+    if not seen or receipt.height <= 0 or receipt.width <= 0:
+        return ()
+    one = max(1, round(strip.height * receipt.width / receipt.height))
+    count, rest = divmod(strip.width, one)
+    if rest or not 0 < count <= seen:
+        return ()
+    return tuple((2 * k + 1) * seen // (2 * count) for k in range(count))
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -44,7 +44,7 @@ def percent(value: float) -> str:
 def points(value: float) -> str:
     """Difference of two shares in signed points. Example: 0.34 -> "+34"."""
     rounded = round(100 * value)
-    return f"+{rounded}" if rounded > 0 else f"{MINUS}{-rounded}" if rounded < 0 else "±0"
+    return f"+{rounded}" if rounded > 0 else f"{MINUS}{-rounded}" if rounded < 0 else "0"
 
 
 def seconds(value: float) -> str:
@@ -56,12 +56,15 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes}{THIN}min" + (f" {rest}{THIN}s" if rest else "")
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes = divmod(round(value / 60), 60)
     return f"{hours}{THIN}h" + (f" {minutes}{THIN}min" if minutes else "")
 
 
 def clock(value: float, length: float) -> str:
-    """Time in a film of `length` seconds. Example: 3.5 of 8 -> "3.50", 75 of 600 -> "1:15", 4000 of 7200 -> "1:06:40"."""
+    """Time in a film of `length` seconds.
+
+    Example: 3.5 of 8 -> "3.50", 75 of 600 -> "1:15", 4000 of 7200 -> "1:06:40".
+    """
     if length < 60:
         return f"{value:.2f}"
     minutes, rest = divmod(int(value), 60)

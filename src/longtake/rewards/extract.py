@@ -50,6 +50,7 @@ JOINED = re.compile(
 NUMBERED_THING = re.compile(
     r"\b(?:team|group|plan|room|camera|player|vitamin|type|grade|part|scene|step|gate|class)\s+\Z", re.IGNORECASE
 )
+BESIDE = 20  # characters between letters that are listed together, at most
 BEHIND = 80  # characters that can hold a denial or the name of a numbered thing
 NEXT_WORD = re.compile(r"[ \t]+[A-Za-z]\w")  # makes "A" an article,
 GOES_ON = re.compile(  # unless the sentence goes on with it
@@ -104,6 +105,11 @@ def extract(text: str, options: Sequence[str]) -> str | None:
     return _Reading(_without_list(span, letters, options), letters, options).letter()
 
 
+def result(text: str, options: Sequence[str]) -> str | None:
+    """What an answer comes to: the letter where there are options, else its span; None if there is neither."""
+    return extract(text, options) if options else answer_span(text)[0] or None
+
+
 def _without_list(span: str, letters: str, options: Sequence[str]) -> str:
     """The span without a restatement of all options, which answers nothing."""
     pairs = [
@@ -132,9 +138,9 @@ class _Reading:
             return self.texts[plain(self.span)]
         tiers: tuple[Callable[[], Iterator[_Mention]], ...] = (self._verdicts, self._mentions, self._capitals)
         for tier in tiers:
-            standing = [mention for mention in tier() if not self._denied(mention)]
-            if standing:
-                return self._settle(standing[-1])
+            last = next((mention for mention in reversed(list(tier())) if not self._denied(mention)), None)
+            if last:
+                return self._settle(last)
         return self._only_text()
 
     def _verdicts(self) -> Iterator[_Mention]:
@@ -205,7 +211,7 @@ class _Reading:
     def _settle(self, last: _Mention) -> str | None:
         """The last mention's letter, unless another letter stands beside it."""
         for other in self._capitals():
-            if other.letter == last.letter or self._denied(other):
+            if other.letter == last.letter or abs(other.start - last.start) > BESIDE or self._denied(other):
                 continue
             between = (
                 self.span[last.stop : other.start] if other.start > last.start else self.span[other.stop : last.start]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from longtake.rewards.extract import answer_span
 
 Interval = tuple[float, float]  # seconds, start before stop
-TIME = r"(?:\d+:)?\d{1,3}:\d{1,2}(?:\.\d+)?|\d+(?:\.\d+)?"
+TIME = r"(?<![\d.])(?:(?:\d{1,3}:)?\d{1,3}:\d{1,2}(?:\.\d{1,9})?|\d{1,7}(?:\.\d{1,9})?)(?!\d)"
 UNIT = r"\s*(?:s|sec|secs|second|seconds)?\b"
 PAIR = re.compile(rf"({TIME}){UNIT}\s*(?:-|–|—|,|;|to|and|until|till)\s*({TIME})", re.IGNORECASE)
 

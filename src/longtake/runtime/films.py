@@ -53,14 +53,19 @@ class Films:
         self.tier.fill(paths, self.model.fit, workers, self.quarantine, progress)
 
     def encode(self, looks: Sequence[Look], progress: Progress) -> int:
-        """Encodes what the store lacks, in the order of `looks`; nothing to do without a store. Returns the number encoded."""
+        """Encodes what the store lacks, in the order of `looks`, and returns how many that were.
+
+        Nothing to do without a store.
+        """
         if self.store is None:
             return 0
         requests = []
         for film, policy, shuffled in dict.fromkeys(look.seen() for look in looks):
             if film is not None:
                 receipt = self._receipt(film, policy, shuffled)
-                requests.append((self.store.key(receipt), lambda f=film, p=policy, s=shuffled: self._frames(f, p, s)[0]))
+                requests.append(
+                    (self.store.key(receipt), lambda f=film, p=policy, s=shuffled: self._frames(f, p, s)[0])
+                )
         return prepare(self.store, self.model, requests, progress=progress)
 
     def usable(self, question: Question) -> bool:
@@ -104,7 +109,9 @@ class Films:
         if not shuffled:
             return receipt
         order = _shuffle(receipt)
-        return replace(receipt, indices=tuple(receipt.indices[i] for i in order), cut=f"{receipt.cut} frames shuffled".strip())
+        return replace(
+            receipt, indices=tuple(receipt.indices[i] for i in order), cut=f"{receipt.cut} frames shuffled".strip()
+        )
 
     def _frames(self, film: str, policy: FramePolicy, shuffled: bool) -> tuple[np.ndarray, Receipt]:
         frames_FHWC, receipt = self.tier.take(Path(film), policy, self.model.fit, self.model.temporal_patch)

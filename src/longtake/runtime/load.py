@@ -19,6 +19,7 @@ from longtake.errors import UserError
 from longtake.models.pixels import Pixels
 from longtake.models.quiet import quiet
 from longtake.models.qwen3_vl import Qwen3VL
+from longtake.protocols import Model
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # of a hub repository: weights once, no .bin, no .pth
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -196,12 +197,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def weights_version(model: Qwen3VL) -> str:
+def weights_version(model: Model) -> str:
     """16 hex digits that change whenever a parameter does."""
     return _fingerprint(model.net, "")
 
 
-def tower_fingerprint(model: Qwen3VL) -> str:
+def tower_fingerprint(model: Model) -> str:
     """16 hex digits of all that features depend on: the tower's weights and dtype, and the processor's constants."""
     return _fingerprint(model.tower, repr(model.pixels))
 

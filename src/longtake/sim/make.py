@@ -1,9 +1,9 @@
 """Films and rows of a demo on disk: the same seed gives the same bytes, whatever the number of workers or kills.
 
-    films/<split>-<n>.mp4      kinds in turn
-    rows/base.jsonl            clip captions and stories in words, in curriculum order, on films of split sft
-    rows/sft.jsonl             three chains a film
-    rows/rl.jsonl  gate.jsonl  test.jsonl      questions; every split has films of its own
+films/<split>-<n>.mp4      kinds in turn
+rows/base.jsonl            clip captions and stories in words, in curriculum order, on films of split sft
+rows/sft.jsonl             three chains a film
+rows/rl.jsonl  gate.jsonl  test.jsonl      questions; every split has films of its own
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def film_path(folder: Path, split: str, number: int) -> Path:
     return folder / "films" / f"{split}-{number}.mp4"
 
 
-def make_films(folder: Path, seed: int, counts: Mapping[str, int], workers: int, progress: Callable[[int, int], None]) -> int:
+def make_films(
+    folder: Path, seed: int, counts: Mapping[str, int], workers: int, progress: Callable[[int, int], None]
+) -> int:
     """Renders what is missing of all splits; returns how many films there are."""
     jobs = [(film_path(folder, split, n), seed, split, n) for split in SPLITS for n in range(counts[split])]
     missing = [job for job in jobs if not job[0].exists()]
@@ -56,7 +58,9 @@ def make_rows(folder: Path, seed: int, counts: Mapping[str, int], base_steps: in
         asked = [rows.question_row(f"{split}-{n}", f"../films/{split}-{n}.mp4", s) for n, s in enumerate(told[split])]
         write_jsonl(folder / "rows" / f"{split}.jsonl", asked)
     films = [(f"../films/sft-{n}.mp4", s) for n, s in enumerate(told["sft"])]
-    chains = [row for n, (film, s) in enumerate(films) for row in rows.sft_rows(f"sft-{n}", film, s, keyed(seed, 10, n))]
+    chains = [
+        row for n, (film, s) in enumerate(films) for row in rows.sft_rows(f"sft-{n}", film, s, keyed(seed, 10, n))
+    ]
     write_jsonl(folder / "rows" / "sft.jsonl", chains)
     draw = keyed(seed, 11)
     write_jsonl(folder / "rows" / "base.jsonl", rows.base_rows(films, seed, STORIES, base_steps, draw))

@@ -18,8 +18,9 @@ from longtake.sim.scenes import COLOURS, FPS, FRIENDS, PLACES, SECONDS, SIZE, SW
 Picture = NDArray[np.uint8]
 Point = tuple[float, float]
 RGB = {
-    "red": (230, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 240), "yellow": (240, 220, 40), "white": (245, 245, 245),
-    "cyan": (40, 210, 220), "magenta": (220, 50, 200), "orange": (250, 140, 20), "grey": (130, 130, 130), "brown": (150, 90, 40),
+    "red": (230, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 240), "yellow": (240, 220, 40),
+    "cyan": (40, 210, 220), "magenta": (220, 50, 200), "orange": (250, 140, 20), "brown": (150, 90, 40),
+    "white": (245, 245, 245), "grey": (130, 130, 130),
 }  # fmt: skip
 ROOMS = dict(zip(COLOURS, ((0, 0), (48, 0), (0, 48), (48, 48)), strict=True))
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE]
@@ -105,7 +106,10 @@ def pictures(scene: Scene) -> Picture:
 
 
 def write_film(film: Picture, path: Path, fps: int = FPS) -> None:
-    """Encodes uint8 [F, H, W, 3] as H.264 in an mp4, one thread: the same bytes on every run. The file appears whole."""
+    """Encodes uint8 [F, H, W, 3] as H.264 in an mp4, one thread: the same bytes on every run.
+
+    The file appears whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part.mp4")
     convert = VideoReformatter()

@@ -1,8 +1,8 @@
 """The simulator's rows: questions with careful and careless reasoning, clip captions, stories in words.
 
-    question_row      film + question (+ one reasoning chain in a given style): RL, evaluation, CoT-SFT
-    caption_row       a short clip of a film: what happens in each second? (makes the stand-in base model)
-    story_row         no film: events are told, conclusions are learned (makes the stand-in base model)
+question_row      film + question (+ one reasoning chain in a given style): RL, evaluation, CoT-SFT
+caption_row       a short clip of a film: what happens in each second? (makes the stand-in base model)
+story_row         no film: events are told, conclusions are learned (makes the stand-in base model)
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ def chain(scene: Scene, style: str, rng: np.random.Generator | None = None, slip
     """
     said = list(scene.events)
     if rng is not None and slips:
-        said = [str(rng.choice(scene.events[1:])) if second and rng.random() < slips else event for second, event in enumerate(said)]
+        said = [
+            str(rng.choice(scene.events[1:])) if second and rng.random() < slips else event
+            for second, event in enumerate(said)
+        ]
     words = {
-        "full": [f"s{s} {said[s]} {scene.conclusions[s]}" if s else f"s0 {scene.conclusions[0]}" for s in range(SECONDS)],
+        "full": [
+            f"s{s} {said[s]} {scene.conclusions[s]}" if s else f"s0 {scene.conclusions[0]}" for s in range(SECONDS)
+        ],
         "skim": [f"s{s} {said[s]}" for s in range(1, SECONDS, 2)],
         "guess": [],
     }[style]
@@ -45,7 +50,10 @@ def chain(scene: Scene, style: str, rng: np.random.Generator | None = None, slip
 
 
 def conclusion(scene: Scene) -> str:
-    """The end of every chain. The answer is an option's words: looking its letter up is a skill too many for this size."""
+    """The end of every chain.
+
+    The answer is an option's words: looking its letter up is a skill too many for this size.
+    """
     return f"so {scene.truth} </think> <answer> {scene.truth} </answer>"
 
 
@@ -55,8 +63,8 @@ def question_row(name: str, film: str, scene: Scene, *, answer: str | None = Non
     messages: list[Row] = [{"role": "user", "content": content}]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
-    row = {"id": name, "messages": messages, "options": list(scene.options), "answer": scene.letter, "kind": scene.kind}
-    row |= {"hops": scene.hops, "evidence": [[round(a, 3), round(b, 3)] for a, b in scene.evidence]}
+    row: Row = {"id": name, "messages": messages, "options": list(scene.options), "answer": scene.letter}
+    row |= {"kind": scene.kind, "hops": scene.hops, "evidence": [[round(a, 3), round(b, 3)] for a, b in scene.evidence]}
     return row if weight == 1.0 else row | {"weight": weight}
 
 
@@ -78,7 +86,10 @@ def caption_row(name: str, film: str, scene: Scene, start: int, stop: int, rate:
 
 def story_row(name: str, scene: Scene) -> Row:
     """The full chain without a film: events are read (weight 0), what follows from them is learned."""
-    parts = [{"type": "text", "text": "<think> s0", "weight": 0.0}, {"type": "text", "text": scene.conclusions[0], "weight": 0.0}]
+    parts = [
+        {"type": "text", "text": "<think> s0", "weight": 0.0},
+        {"type": "text", "text": scene.conclusions[0], "weight": 0.0},
+    ]
     for second in range(1, SECONDS):
         parts.append({"type": "text", "text": f"s{second} {scene.events[second]}", "weight": 0.0})
         parts.append({"type": "text", "text": scene.conclusions[second]})
@@ -88,7 +99,10 @@ def story_row(name: str, scene: Scene) -> Row:
 
 
 def clip(scene: Scene, width: int, rng: np.random.Generator) -> tuple[int, int]:
-    """A window of `width` seconds. Stories of kind plot are mostly empty: four in five of their windows hold an event."""
+    """A window of `width` seconds.
+
+    Stories of kind plot are mostly empty: four in five of their windows hold an event.
+    """
     start = int(rng.integers(0, SECONDS - width + 1))
     busy = [s for s, event in enumerate(scene.events) if event != "none" and s]
     if scene.kind == "plot" and busy and rng.random() < 0.8:
@@ -97,7 +111,9 @@ def clip(scene: Scene, width: int, rng: np.random.Generator) -> tuple[int, int]:
     return start, start + width
 
 
-def base_rows(films: Sequence[tuple[str, Scene]], seed: int, split: int, steps: int, rng: np.random.Generator) -> list[Row]:
+def base_rows(
+    films: Sequence[tuple[str, Scene]], seed: int, split: int, steps: int, rng: np.random.Generator
+) -> list[Row]:
     """Rows of the stand-in base model in the order of its curriculum: clips of 1 s, then 1-3 s, then 2-8 s.
 
     films: (path, scene) pairs to cut clips from. Stories are drawn from (seed, split) and told in the first half. Short
@@ -112,7 +128,9 @@ def base_rows(films: Sequence[tuple[str, Scene]], seed: int, split: int, steps: 
         for item in range(min(96, max(24, 128 // width))):
             of_kind = by_kind[str(rng.choice(KINDS, p=(0.2, 0.2, 0.2, 0.4)))]
             film, story = of_kind[rng.integers(len(of_kind))]
-            rows.append(caption_row(f"clip-{step}-{item}", film, story, *clip(story, width, rng), rate) | {"batch": step})
+            rows.append(
+                caption_row(f"clip-{step}-{item}", film, story, *clip(story, width, rng), rate) | {"batch": step}
+            )
         if done < 0.5:
             for item in range(STORIES_A_STEP):
                 kind = str(rng.choice(KINDS, p=(0.25, 0.25, 0.2, 0.3)))

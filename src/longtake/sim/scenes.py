@@ -62,7 +62,9 @@ class Scene:
 
 def track(kind: str, question: str, events: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The running conclusion after every second and the final answer, for events as seen (or as missed: "none")."""
-    return {"spatial": _track_ball, "temporal": _track_flashes, "goal": _track_guard, "plot": _track_gift}[kind](question, events)
+    return {"spatial": _track_ball, "temporal": _track_flashes, "goal": _track_guard, "plot": _track_gift}[kind](
+        question, events
+    )
 
 
 def _track_ball(question: str, events: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -140,7 +142,9 @@ def _plot(rng: np.random.Generator) -> tuple[str, list[str], tuple[str, ...]]:
 def _placed(rng: np.random.Generator, happenings: list[str]) -> list[str]:
     """Happenings in order, in random seconds from 1 on."""
     events = ["none"] * SECONDS
-    for second, event in zip(sorted(rng.choice(np.arange(1, SECONDS), len(happenings), replace=False)), happenings, strict=True):
+    for second, event in zip(
+        sorted(rng.choice(np.arange(1, SECONDS), len(happenings), replace=False)), happenings, strict=True
+    ):
         events[second] = event
     return events
 
@@ -152,7 +156,9 @@ def scene(kind: str, rng: np.random.Generator) -> Scene:
     visible = int(rng.integers(*(FAST if rng.random() < FAST_SHARE else SLOW)))
     first = tuple(int(v) for v in rng.integers(0, FPS - visible + 1, SECONDS))
     shuffled = tuple(str(o) for o in rng.permutation(options))
-    return Scene(kind, tuple(events), question, shuffled, truth, conclusions, visible, first, int(rng.integers(1 << 31)))
+    return Scene(
+        kind, tuple(events), question, shuffled, truth, conclusions, visible, first, int(rng.integers(1 << 31))
+    )
 
 
 def keyed(*key: int) -> np.random.Generator:

@@ -12,13 +12,22 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from longtake.models.pixels import Pixels
 from longtake.sim.scenes import COLOURS, FRIENDS, GIFTS, LETTERS, NOBODY, PLACES, SECONDS, SWAPS
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 WORDS = (
-    *("user", "assistant", "<think>", "</think>", "<answer>", "</answer>", "so", "none", "same", "new", "old", "start", "?"),
+    "user", "assistant", "<think>", "</think>", "<answer>", "</answer>",
+    "so", "none", "same", "new", "old", "start", "?",
     *(f"s{second}" for second in range(SECONDS)), *(str(number) for number in range(SECONDS)),
     *LETTERS, *PLACES, *COLOURS, *FRIENDS, NOBODY, *SWAPS, *GIFTS,
-    *"where is the ball at end which flash was number how many flashes were there room guard heading for".split(),
-    *"who last gave gem apple to what happens".split(),
+    "where", "is", "the", "ball", "at", "end", "which", "flash", "was", "number", "how", "many", "flashes", "were",
+    "there", "room", "guard", "heading", "for", "who", "last", "gave", "gem", "apple", "to", "what", "happens",
 )  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -28,7 +37,9 @@ TEMPLATE = (
 )
 PIXELS = 32 * 32  # a frame as the stand-in sees it
 # mean and deviation of the dark films: with 0.5 and 0.5 the sprites drown and learning takes 2-4 times as long
-PROCESSOR = Pixels(16, 2, 2, mean=(38 / 255,) * 3, std=(64 / 255,) * 3, shortest_edge=PIXELS, longest_edge=PIXELS * 4096)
+PROCESSOR = Pixels(
+    16, 2, 2, mean=(38 / 255,) * 3, std=(64 / 255,) * 3, shortest_edge=PIXELS, longest_edge=PIXELS * 4096
+)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -45,9 +56,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def network(words: PreTrainedTokenizerFast, seed: int, *, width: int = 96, layers: int = 3) -> Qwen3VLForConditionalGeneration:
+def network(
+    words: PreTrainedTokenizerFast, seed: int, *, width: int = 96, layers: int = 3
+) -> Qwen3VLForConditionalGeneration:
     """Random weights that depend on `seed` alone; 32 x 32 pixels of two frames become one token."""
-    place = words.convert_tokens_to_ids
+
+    def place(word: str) -> int:
+        return int(words.convert_tokens_to_ids(word))  # type: ignore[arg-type]  # one word, one id
+
     head = width // 4
     config = Qwen3VLConfig(
         text_config={
@@ -57,16 +73,17 @@ def network(words: PreTrainedTokenizerFast, seed: int, *, width: int = 96, layer
                 "rope_type": "default", "rope_theta": 10_000.0, "mrope_interleaved": True,
                 "mrope_section": [head // 2 - 2 * (head // 6), head // 6, head // 6],
             },
-            "pad_token_id": place("<|endoftext|>"), "bos_token_id": place("<|im_start|>"), "eos_token_id": place("<|im_end|>"),
-            "initializer_range": 0.04,
+            "pad_token_id": place("<|endoftext|>"), "bos_token_id": place("<|im_start|>"),
+            "eos_token_id": place("<|im_end|>"), "initializer_range": 0.04,
         },
         vision_config={
-            "depth": 1, "hidden_size": 64, "intermediate_size": 192, "num_heads": 4, "patch_size": 16, "spatial_merge_size": 2,
-            "temporal_patch_size": 2, "out_hidden_size": width, "num_position_embeddings": 4, "deepstack_visual_indexes": [],
-            "initializer_range": 0.04,
+            "depth": 1, "hidden_size": 64, "intermediate_size": 192, "num_heads": 4, "patch_size": 16,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": width,
+            "num_position_embeddings": 4, "deepstack_visual_indexes": [], "initializer_range": 0.04,
         },
         image_token_id=place("<|image_pad|>"), video_token_id=place("<|video_pad|>"),
-        vision_start_token_id=place("<|vision_start|>"), vision_end_token_id=place("<|vision_end|>"), tie_word_embeddings=True,
+        vision_start_token_id=place("<|vision_start|>"), vision_end_token_id=place("<|vision_end|>"),
+        tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

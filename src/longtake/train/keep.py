@@ -1,4 +1,4 @@
-"""Rollouts on disk, as the report shows them: question, filmstrip of what was seen, answers with rewards and advantages."""
+"""Rollouts on disk, as the report shows them: question, filmstrip of what was seen, answers, rewards, advantages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,30 @@ def keep(folder: Path, step: int, answered: Rollout, advantage_NG: Sequence[Sequ
     )[:MOST]:
         question = look.question
         answers = [
-            {"text": a.text, "tokens": len(a.ids), "finish": a.finish, "reward": s.reward, "parts": dict(s.parts), "advantage": v, "correct": s.correct}
+            {
+                "text": a.text,
+                "tokens": len(a.ids),
+                "finish": a.finish,
+                "reward": s.reward,
+                "parts": dict(s.parts),
+                "advantage": v,
+                "correct": s.correct,
+            }
             for a, s, v in zip(group.answers, scores, advantages, strict=True)
-        ]  # fmt: skip
+        ]
         row: dict[str, Any] = {"step": step, "id": question.id, "kind": question.kind, "hops": question.hops}
-        row |= {"question": question.text, "options": question.options, "answer": question.answer, "evidence": question.evidence}
+        row |= {
+            "question": question.text,
+            "options": question.options,
+            "answer": question.answer,
+            "evidence": question.evidence,
+        }
         receipt = group.prompt.receipt
-        row |= {"receipt": receipt and asdict(receipt), "strip": receipt and _strip(folder, receipt, films, look), "answers": answers}
+        row |= {
+            "receipt": receipt and asdict(receipt),
+            "strip": receipt and _strip(folder, receipt, films, look),
+            "answers": answers,
+        }
         rows.append(row)
     with writing(folder / "rollouts"):
         (folder / "rollouts").mkdir(exist_ok=True)

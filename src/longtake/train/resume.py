@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from longtake.log import writing
-from longtake.models.qwen3_vl import Qwen3VL
+from longtake.protocols import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,11 @@ class Progress:
     reason: str = ""  # why it ended
 
 
-def save(folder: Path, progress: Progress, model: Qwen3VL, optimizer: torch.optim.Optimizer, keep: int = 1) -> Path:
-    """Writes folder/<step>/ with model, tokenizer, processor files, optimizer and progress; drops all but the newest `keep`."""
+def save(folder: Path, progress: Progress, model: Model, optimizer: torch.optim.Optimizer, keep: int = 1) -> Path:
+    """Writes folder/<step>/ with model, tokenizer, processor files, optimizer and progress.
+
+    Drops all but the newest `keep`.
+    """
     target, partial = folder / f"{progress.step:06d}", folder / f"{progress.step:06d}.part"
     shutil.rmtree(partial, ignore_errors=True)
     with writing(target):
@@ -50,7 +53,7 @@ def latest(folder: Path) -> tuple[Progress, Path] | None:
     return (Progress(**json.loads((found[-1] / "progress.json").read_text())), found[-1]) if found else None
 
 
-def save_model(target: Path, model: Qwen3VL) -> Path:
+def save_model(target: Path, model: Model) -> Path:
     """The trained model as a folder that `--model` and transformers read; an older one is replaced."""
     partial = target.with_name(target.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)

@@ -22,7 +22,10 @@ from longtake.train.keys import keyed
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One answer's reward and what is watched beside it. Example: Scored(1.1, {"accuracy": 1.0, "format": 1.0}, True, True)."""
+    """One answer's reward and what is watched beside it.
+
+    Example: Scored(1.1, {"accuracy": 1.0, "format": 1.0}, True, True).
+    """
 
     reward: float
     parts: Mapping[str, float]  # by the reward's name, before weights
@@ -61,7 +64,11 @@ class Rollout:
     def chosen(self, keep: Sequence[bool]) -> Rollout:
         """The questions marked in `keep` [N]."""
         picked = [i for i, kept in enumerate(keep) if kept]
-        return Rollout(*(tuple(items[i] for i in picked) for items in (self.looks, self.groups, self.scores)))
+        return Rollout(
+            tuple(self.looks[i] for i in picked),
+            tuple(self.groups[i] for i in picked),
+            tuple(self.scores[i] for i in picked),
+        )
 
     def __add__(self, other: Rollout) -> Rollout:
         return Rollout(self.looks + other.looks, self.groups + other.groups, self.scores + other.scores)
@@ -73,9 +80,18 @@ def draws(question: Question, temperatures: Sequence[float], *key: object) -> li
 
 
 def rollout(
-    engine: Engine, films: Films, looks: Sequence[Look], temperatures: Sequence[float], reward: Mix, max_tokens: int, *key: object
+    engine: Engine,
+    films: Films,
+    looks: Sequence[Look],
+    temperatures: Sequence[float],
+    reward: Mix,
+    max_tokens: int,
+    *key: object,
 ) -> Rollout:
-    """Samples len(temperatures) answers to every question and scores them. `key` names the occasion: (seed, stage, step)."""
+    """Samples len(temperatures) answers to every question and scores them.
+
+    `key` names the occasion: (seed, stage, step).
+    """
     prompts = [films.prompt(look) for look in looks]
     groups = engine.generate(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens)
     scores = [

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from longtake.data.cache import FrameTier, Quarantine
+from longtake.data.rows import Bad
+from longtake.errors import UserError
 from longtake.log import Log
-from longtake.models.qwen3_vl import Qwen3VL
+from longtake.log.files import write_jsonl
+from longtake.protocols import Model
 from longtake.records import FramePolicy, Question
 from longtake.runtime.features import FeatureStore
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model, tower_fingerprint
 from longtake.train import resume
-from longtake.train.settings import Optim, Video, own_policy
+from longtake.train.settings import Optim, Video, merged
 from longtake.train.step import adamw
+
+Row = TypeVar("Row")
 
 
 @dataclass(slots=True)
 class Session:
     """A run's model, films, optimizer and progress. Example: session = open_session(…); session.checkpoint()."""
 
-    model: Qwen3VL
+    model: Model
     films: Films
     optimizer: torch.optim.Optimizer
     params: list[nn.Parameter]
@@ -42,7 +48,9 @@ class Session:
         return resume.save_model(self.folder / "model", self.model)
 
 
-def open_session(name: str, folder: Path, video: Video, optim: Optim, log: Log, *, train_vision: bool, dtype: str) -> Session:
+def open_session(
+    name: str, folder: Path, video: Video, optim: Optim, log: Log, *, train_vision: bool, dtype: str
+) -> Session:
     """Loads the newest checkpoint of `folder`, else the model `name`; metrics after the checkpoint are dropped."""
     found = resume.latest(folder / "checkpoints")
     progress = found[0] if found else resume.Progress()
@@ -62,7 +70,25 @@ def open_session(name: str, folder: Path, video: Video, optim: Optim, log: Log, 
     return Session(model, films, optimizer, params, progress, folder)
 
 
-def open_films(model: Qwen3VL, video: Video, folder: Path, *, frozen: bool) -> Films:
+def read_rows(
+    sift: Callable[[Path, Path | None], tuple[list[Row], list[Bad]]], path: Path, video: Video, log: Log
+) -> list[Row]:
+    """Rows by `sift_questions` or `sift_examples`; malformed ones are left out, counted and kept in bad_rows.jsonl.
+
+    Raises UserError for the first malformed row if more than `video.most_failed` of them are malformed, or all.
+    """
+    good, bad = sift(path, video.root)
+    if bad and (not good or len(bad) > video.most_failed * (len(good) + len(bad))):
+        raise bad[0].error(path, len(bad) - 1)
+    if not good:
+        raise UserError("no question in this file", where=str(path))
+    if bad and log.folder is not None:
+        log.note(f"{len(bad)} malformed rows of {path} left out, the first at {bad[0].place}: {bad[0].reason}")
+        write_jsonl(log.folder.path / "bad_rows.jsonl", [asdict(row) for row in bad])
+    return good
+
+
+def open_films(model: Model, video: Video, folder: Path, *, frozen: bool) -> Films:
     """Films of a run; tier and features are shared with other runs where `video` names their folders."""
     store = None
     if frozen:
@@ -70,7 +96,9 @@ def open_films(model: Qwen3VL, video: Video, folder: Path, *, frozen: bool) -> F
     return Films(model, FrameTier(video.tier or folder / "tier"), store, Quarantine(folder))
 
 
-def decode(films: Films, questions: Sequence[Question], video: Video, log: Log, more: Sequence[FramePolicy] = ()) -> list[Question]:
+def decode(
+    films: Films, questions: Sequence[Question], video: Video, log: Log, more: Sequence[FramePolicy] = ()
+) -> list[Question]:
     """Decodes all films of the questions once, for every policy they may be drawn with; returns the usable questions.
 
     Raises UserError if more films failed than `video.most_failed` allows.
@@ -78,14 +106,16 @@ def decode(films: Films, questions: Sequence[Question], video: Video, log: Log, 
     wants: dict[str, list[FramePolicy]] = {}
     for question in questions:
         if question.video is not None:
-            own = question.policy and (own_policy(question.policy, video.max_pixels),)
-            wants.setdefault(question.video, []).extend(own or (*video.policies(), *more))
+            asked = (*video.policies(question), *(merged(question.policy, policy) for policy in more))
+            wants.setdefault(question.video, []).extend(asked)
     with log.phase("decode"), counted(log, "films", len(wants)) as progress:
         films.decode({path: list(dict.fromkeys(policies)) for path, policies in wants.items()}, video.workers, progress)
     films.quarantine.must_not_exceed(video.most_failed, len(wants))
     usable = [question for question in questions if films.usable(question)]
     if log.folder is not None:
-        log.folder.set_films(len(wants) - len(films.quarantine), ((bad.path, bad.reason) for bad in films.quarantine.films()))
+        log.folder.set_films(
+            len(wants) - len(films.quarantine), ((bad.path, bad.reason) for bad in films.quarantine.films())
+        )
     return usable
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +23,12 @@ class Video(Settings):
     root: Path | None = Field(None, description="folder of the films, if not that of the rows file")
     workers: int = Field(2, ge=1, description="processes that decode")
     tier: Path | None = Field(None, description="folder of decoded frames, shared by runs (default: in the run folder)")
-    features: Path | None = Field(None, description="folder of encoded features, shared by runs (default: in the run folder)")
-    most_failed: float = Field(0.1, ge=0, le=1, description="share of films that may be quarantined before the run ends")
+    features: Path | None = Field(
+        None, description="folder of encoded features, shared by runs (default: in the run folder)"
+    )
+    most_failed: float = Field(
+        0.1, ge=0, le=1, description="share of films that may be quarantined before the run ends"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Video:
@@ -34,27 +38,31 @@ class Video(Settings):
             raise ValueError("frames must be one or more numbers from 1 on")
         return self
 
-    def policies(self) -> tuple[FramePolicy, ...]:
-        """Every policy a question may be drawn with."""
+    def policies(self, question: Question | None = None) -> tuple[FramePolicy, ...]:
+        """Every policy that a question, or any question that names none itself, may be drawn with."""
         if self.fps is not None:
-            return (FramePolicy(fps=self.fps, max_frames=self.max_frames, max_pixels=self.max_pixels),)
-        return tuple(FramePolicy(frames=n, max_pixels=self.max_pixels) for n in sorted(set(self.frames)))
+            every = [FramePolicy(fps=self.fps, max_frames=self.max_frames, max_pixels=self.max_pixels)]
+        else:
+            every = [FramePolicy(frames=n, max_pixels=self.max_pixels) for n in sorted(set(self.frames))]
+        own = question.policy if question else None
+        return tuple(dict.fromkeys(merged(own, policy) for policy in every))
 
     def policy(self, question: Question, draw: int) -> FramePolicy:
-        """The row's own policy, else the one that `draw` (any number) picks, in the shares that `frames` was written in."""
-        if question.policy is not None:
-            return own_policy(question.policy, self.max_pixels)
+        """The policy that `draw` (any number) picks for a question, in the shares that `frames` was written in."""
         if self.fps is not None:
-            return self.policies()[0]
-        return FramePolicy(frames=self.frames[draw % len(self.frames)], max_pixels=self.max_pixels)
+            return self.policies(question)[0]
+        drawn = FramePolicy(frames=self.frames[draw % len(self.frames)], max_pixels=self.max_pixels)
+        return merged(question.policy, drawn)
 
 
-def own_policy(policy: FramePolicy, max_pixels: int | None) -> FramePolicy:
-    """A row's policy with the run's pixel limit where it names none."""
-    if policy.max_pixels is not None or max_pixels is None:
-        return policy
-    fields = {name: getattr(policy, name) for name in FramePolicy.__slots__}
-    return FramePolicy(**(fields | {"max_pixels": max_pixels}))
+def merged(own: FramePolicy | None, drawn: FramePolicy) -> FramePolicy:
+    """A row's own policy goes before the run's; what it leaves open (number of frames, pixel limit) the run decides."""
+    if own is None:
+        return drawn
+    pixels = own.max_pixels or drawn.max_pixels
+    if own.frames is None and own.fps is None and own.seconds is None:
+        return replace(drawn, start=own.start, end=own.end, max_pixels=pixels)
+    return own if pixels == own.max_pixels else replace(own, max_pixels=pixels)
 
 
 class Optim(Settings):
@@ -71,7 +79,6 @@ class Optim(Settings):
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of `step` (from 0) of `steps`."""
-
 
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         done = max(0.0, (step / max(1, steps) - self.hold) / max(1e-9, 1 - self.hold))

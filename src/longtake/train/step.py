@@ -1,4 +1,6 @@
-"""One optimizer step: rows in, gradients summed over rows, scaled once. It never learns which algorithm wrote the weights.
+"""One optimizer step: rows in, gradients summed over rows, scaled once.
+
+It never learns which algorithm wrote the weights.
 
 T packed tokens, R answer tokens, E model width, L feature levels.
 """
@@ -6,11 +8,11 @@ T packed tokens, R answer tokens, E model width, L feature levels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from longtake.maths.attention import Row
 from longtake.maths.logprob import score_tokens
@@ -18,6 +20,8 @@ from longtake.maths.loss import Loss, LossTerms
 from longtake.protocols import Model
 from longtake.records import Features, PrefixRow
 from longtake.runtime.features import fill
+
+ON_DEVICE = ("position_3T", "visual_T", "predict_R", "target_R", "weight_R", "old_logprob_R", "answer_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ def backward(model: Model, features: FeaturesOf, row: PrefixRow, loss: Loss, on_
 
     on_policy: the weights are those that sampled, so the ratio is 1 and the old log-probabilities are the new ones.
     """
+    device = model.net.device
+    row = replace(row, **{name: getattr(row, name).to(device) for name in ON_DEVICE})
     films = features([handle for handle in row.features if handle is not None])
     embed_TE, deepstack_LNE = fill(model, row.ids_T, row.visual_T, films)
     hidden_TE = model.hidden(embed_TE, row.position_3T, row.visual_T, deepstack_LNE, Row(row.layout))
@@ -54,7 +60,9 @@ def backward(model: Model, features: FeaturesOf, row: PrefixRow, loss: Loss, on_
     return Sums(*(float(x) for x in (terms.total, entropy, terms.clipped, terms.kl_k3, terms.count)))
 
 
-def step_optimizer(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], *, count: float, lr: float, max_norm: float) -> float:
+def step_optimizer(
+    optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], *, count: float, lr: float, max_norm: float
+) -> float:
     """Divides the summed gradients by `count`, clips, steps, clears. Returns the gradient norm before clipping.
 
     A norm that is not finite leaves the weights as they were and is returned for the recipe to count.
@@ -71,7 +79,9 @@ def step_optimizer(optimizer: torch.optim.Optimizer, params: Sequence[nn.Paramet
     return norm
 
 
-def adamw(params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW over what is trained, in one fused call where torch has it."""
     return torch.optim.AdamW(list(params), lr=lr, betas=betas, weight_decay=weight_decay, foreach=True)
 
