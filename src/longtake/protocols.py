@@ -57,7 +57,6 @@ class Model(Protocol):
     def head(self, hidden_TE: Tensor) -> Tensor:
         """Logits [T, V] in float32 (float64 for a float64 model)."""
 
-
     def save(self, folder: Path) -> None:
         """Writes what `runtime.load.load_model` and transformers read."""
 

@@ -41,7 +41,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     plan = stages.Plan(config.out, config.seed, config.scale, config.workers)
     for name, stage in stages.STAGES.items():
         log.open(folder)
-        log.note(f"demo: {name}")
+        log.say(f"— {name}")
         stage(plan, log)
     log.open(folder)
     summary = gather(config.out, config.seed, _seconds(config.out, folder))

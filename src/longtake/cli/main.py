@@ -26,7 +26,7 @@ from longtake.log import Log
 from longtake.log.files import disk_full, full, plain
 
 MOST_LINES = 6
-OF_TRAIN = ("torch", "transformers", "safetensors", "tokenizers", "av", "PIL", "matplotlib", "jaxtyping")
+OF_TRAIN = ("torch", "transformers", "safetensors", "tokenizers", "av", "PIL")
 
 
 def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,12 +52,13 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._films)
 
-    def must_not_exceed(self, fraction: float, films: int) -> None:
-        """Raises UserError if more than `fraction` of `films` films are here: then something is wrong with them all."""
-        if len(self) > fraction * films:
-            first = self.films()[0]
+    def must_not_exceed(self, fraction: float, paths: Collection[Path | str]) -> None:
+        """Raises UserError if more than `fraction` of these films are here: then something is wrong with them all."""
+        bad = [self._films[path] for path in map(str, paths) if path in self._films]
+        if len(bad) > fraction * len(paths):
+            first = bad[0]
             raise UserError(
-                f"{len(self)} of {films} films cannot be used",
+                f"{len(bad)} of {len(paths)} films cannot be used",
                 where=str(self._file),
                 why=f"{first.path}: {first.reason}",
                 fix=first.fix or "mend the films or take them out of the rows",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
-from longtake.log import Log, RunFolder, read_json, read_jsonl, write_json_atomic
+from longtake.log import Log, begin, finish, read_jsonl
 from longtake.log.files import write_jsonl
 from longtake.train.settings import Video
 
@@ -71,11 +71,8 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
     from longtake.runtime.load import load_model, weights_version
     from longtake.train.session import decode, open_films, read_rows
 
-    folder = RunFolder.open(config.out, "eval", config.model_dump(mode="json"), fresh=config.fresh)
-    log.open(folder)
-    if folder.was_done:
-        folder.set_status("done")
-        return dict(read_json(config.out / "eval.json"))
+    if (known := begin(log, "eval", config, config.out, fresh=config.fresh, result="eval.json")) is not None:
+        return known
     with log.phase("load"):
         model = load_model(str(config.model), config.dtype)
     films = open_films(model, config.video, config.out, frozen=True)
@@ -96,9 +93,7 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
         sampled = [o.correct for o in found if o.temperature]
         log.step(step, len(settings), {"frames": float(frames), "accuracy": sum(sampled) / len(sampled)})
     result = summary(str(config.model), outcomes)
-    write_json_atomic(config.out / "eval.json", result)
-    folder.set_status("done")
-    return result
+    return finish(log, result, "eval.json")
 
 
 def _setting(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from longtake.config import Settings
-from longtake.log import Log, RunFolder, append_jsonl, read_json, read_jsonl, write_json_atomic
+from longtake.log import Log, append_jsonl, begin, finish, read_jsonl
 from longtake.log.files import write_jsonl
 from longtake.train.settings import Video
 
@@ -46,15 +46,13 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.rewards.mix import Mix
     from longtake.runtime.films import Look
     from longtake.runtime.load import load_model, weights_version
+    from longtake.train.keep import keep
     from longtake.train.keys import keyed
     from longtake.train.rollout import rollout
     from longtake.train.session import decode, encode, open_films, read_rows
 
-    folder = RunFolder.open(config.out, "difficulty", config.model_dump(mode="json"), fresh=config.fresh)
-    log.open(folder)
-    if folder.was_done:
-        folder.set_status("done")
-        return dict(read_json(config.out / "summary.json"))
+    if (result := begin(log, "difficulty", config, config.out, fresh=config.fresh)) is not None:
+        return result
     with log.phase("load"):
         model = load_model(config.model, config.dtype)
     films = open_films(model, config.video, config.out, frozen=True)
@@ -76,14 +74,14 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             seen = rollout(
                 engine, films, looks, heat, Mix({"accuracy": 1.0}), config.max_tokens, config.seed, "difficulty"
             )
+        if step == 1:
+            keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
         for look, scores in zip(looks, seen.scores, strict=True):
             known[look.question.id] = sum(score.correct is True for score in scores) / config.answers
         append_jsonl(rates_file, {"batch": step, "rates": {question.id: known[question.id] for question in batch}})
         log.step(step, len(starts), {"accuracy": seen.accuracy})
     summary = write_splits(config, questions, known)
-    write_json_atomic(config.out / "summary.json", summary)
-    folder.set_status("done")
-    return summary
+    return finish(log, summary)
 
 
 def write_splits(config: Config, questions: list[Question], rates: dict[str, float]) -> dict[str, Any]:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
 from longtake.errors import UserError
-from longtake.log import Log, RunFolder, read_json, write_json_atomic
+from longtake.log import Log, begin, finish
 from longtake.train.settings import Optim, Video
-
-if TYPE_CHECKING:
-    from longtake.records import Example, Question
-    from longtake.train.session import Session
 
 
 class Gate(Settings):
@@ -30,6 +26,12 @@ class Gate(Settings):
     frames: int = Field(64, ge=1, description="frames a film when asked")
     every: int = Field(100, ge=1, description="steps between looks")
     max_tokens: int = Field(256, ge=1, description="longest answer")
+
+    @model_validator(mode="after")
+    def _used(self) -> Gate:
+        if self.rows is None and self.model_fields_set - {"rows"}:
+            raise ValueError("a gate needs rows: name held-out questions, or leave its other settings out")
+        return self
 
 
 class Config(Settings):
@@ -62,145 +64,47 @@ class Config(Settings):
 
 
 def run(config: Config, log: Log) -> dict[str, Any]:
-    """Trains; returns {"steps", "reason", "model", "accuracy" (of the gate, if there is one)}."""
-    from longtake.data.rows import sift_examples
-    from longtake.train.session import decode, open_session, read_rows
+    """Trains; returns {"steps", "reason", "model"}."""
+    from longtake.data.rows import sift_examples, sift_questions
+    from longtake.records import FramePolicy
+    from longtake.train import supervised
+    from longtake.train.session import decode, encode, open_session, read_rows
+    from longtake.train.step import step_optimizer
 
-    folder = RunFolder.open(config.out, "sft", config.model_dump(mode="json"), fresh=config.fresh)
-    log.open(folder)
-    if folder.was_done:
-        folder.set_status("done")
-        return dict(read_json(config.out / "summary.json"))
-    examples = read_rows(sift_examples, config.rows, config.video, log)
-    session = open_session(
-        config.model, config.out, config.video, config.optim, log, train_vision=config.train_vision, dtype=config.dtype
-    )
-    usable = {question.id for question in decode(session.films, [e.question for e in examples], config.video, log)}
-    examples = [example for example in examples if example.question.id in usable]
+    video, optim, gate = config.video, config.optim, config.gate
+    if (known := begin(log, "sft", config, config.out, fresh=config.fresh)) is not None:
+        return known
+    examples = read_rows(sift_examples, config.rows, video, log)
     if config.batch_by == "row" and any("batch" not in example.question.row for example in examples):
-        raise UserError(
-            "a row has no key `batch`", where=str(config.rows), fix="add it to every row, or use --batch-by count"
-        )
-    held_out = _held_out(config, session, log)
+        raise UserError("a row has no key `batch`", where=str(config.rows), fix="add it, or use --batch-by count")
+    session = open_session(
+        config.model, config.out, video, optim, log, train_vision=config.train_vision, dtype=config.dtype
+    )
+    usable = {question.id for question in decode(session.films, [e.question for e in examples], video, log)}
+    examples = [example for example in examples if example.question.id in usable]
+    asked = FramePolicy(frames=gate.frames, max_pixels=video.max_pixels)
+    held_out = read_rows(sift_questions, gate.rows, video, log) if gate.rows else []
+    held_out = decode(session.films, held_out, video, log, [asked])
 
     while session.progress.step < config.steps and not session.progress.done:
-        numbers = _step(config, session, examples, log)
-        accuracy = _look(config, session, held_out, log)
-        log.step(session.progress.step, config.steps, numbers | accuracy)
-        if session.progress.step % config.checkpoint_every == 0 or session.progress.done:
+        step = session.progress.step
+        with log.phase("data"):
+            size = config.batch if config.batch_by == "count" else None
+            batch = supervised.next_batch(session, examples, size, video, shuffle=config.shuffle, seed=config.seed)
+            items = [supervised.item(session, look, example) for look, example in batch]
+        encode(session.films, [look for look, _ in batch], log)
+        with log.phase("update"):
+            sums, count = supervised.backward_items(session, items, config.row_tokens)
+            rate = optim.rate(step, config.steps)
+            norm = step_optimizer(session.optimizer, session.params, count=count, lr=rate, max_norm=optim.max_grad_norm)
+        session.progress = replace(session.progress, step=step + 1, taken=session.progress.taken + len(batch))
+        numbers = {"loss": sums.loss / count, "entropy": sums.means()["entropy"], "grad_norm": norm, "lr": rate}
+        numbers["tokens"] = float(sum(item.tokens for item in items))
+        if held_out and ((step + 1) % gate.every == 0 or step + 1 == config.steps):
+            numbers["accuracy"] = supervised.greedy_accuracy(session, held_out, asked, gate.max_tokens, log)
+            supervised.end_at(session, numbers["accuracy"], gate.accuracy, config.steps, log)
+        log.step(step + 1, config.steps, numbers)
+        if (step + 1) % config.checkpoint_every == 0 or session.progress.done:
             session.checkpoint()
-    summary = {
-        "steps": session.progress.step,
-        "reason": session.progress.reason or "all steps made",
-        "model": str(session.finish()),
-    }
-    write_json_atomic(config.out / "summary.json", summary)
-    folder.set_status("done")
-    return summary
-
-
-def _step(config: Config, session: Session, examples: list[Example], log: Log) -> dict[str, float]:
-    """One optimizer step on the next questions of the walk."""
-    from longtake.maths.loss import cross_entropy
-    from longtake.maths.pack import pack
-    from longtake.train.session import encode
-    from longtake.train.step import Sums, backward, chunks, step_optimizer
-
-    progress = session.progress
-    with log.phase("data"):
-        batch = _batch(config, session, examples)
-    encode(session.films, [look for look, _ in batch], log)
-    sums, count = Sums(), 0.0
-    with log.phase("update"):
-        made = [(session.films.prompt(look), *_targets(session, example)) for look, example in batch]
-        for run in chunks(made, lambda item: len(item[0].ids) + sum(map(len, item[1])), config.row_tokens):
-            prompts, answers, weights = (list(column) for column in zip(*run, strict=True))
-            row = pack(prompts, answers, weights)
-            sums += backward(session.model, session.films.features, row, cross_entropy, on_policy=True)
-            count += float(row.weight_R.sum())
-        rate = config.optim.rate(progress.step, config.steps)
-        norm = step_optimizer(
-            session.optimizer, session.params, count=count, lr=rate, max_norm=config.optim.max_grad_norm
-        )
-    session.progress = replace(progress, step=progress.step + 1, taken=progress.taken + len(batch))
-    numbers = {"loss": sums.loss / count, "entropy": sums.entropy / sums.tokens, "grad_norm": norm, "lr": rate}
-    return numbers | {"tokens": float(sum(len(prompt.ids) + sum(map(len, own)) for prompt, own, _ in made))}
-
-
-def _batch(config: Config, session: Session, examples: list[Example]) -> list[tuple[Any, Example]]:
-    """The next questions, each with the frames it is looked at with in this step."""
-    from longtake.runtime.films import Look
-    from longtake.train.keys import batch, keyed
-
-    progress = session.progress
-    taken: list[tuple[Any, Example]] = []
-    for place in batch(config.seed, len(examples), progress.taken, len(examples), config.shuffle):
-        question = examples[place].question
-        if config.batch_by == "count":
-            full = len(taken) == config.batch
-        else:
-            full = bool(taken) and question.row["batch"] != taken[0][0].question.row["batch"]
-        if full:
-            break
-        policy = config.video.policy(question, keyed(config.seed, "frames", progress.step, question.id))
-        taken.append((Look(question, policy), examples[place]))
-    return taken
-
-
-def _targets(session: Session, example: Example) -> tuple[list[list[int]], list[list[float]]]:
-    """Token ids [G][R] of the answers, end token included, and the weight of each token."""
-    end = session.model.end_ids[0]
-    ids, weights = [], []
-    for spans in example.targets:
-        pieces = [
-            (session.model.tokenizer(span.text, add_special_tokens=False)["input_ids"], span.weight) for span in spans
-        ]
-        ids.append([token for piece, _ in pieces for token in piece] + [end])
-        weights.append([weight for piece, weight in pieces for _ in piece] + [spans[-1].weight])
-    return ids, weights
-
-
-def _held_out(config: Config, session: Session, log: Log) -> list[Question]:
-    """The gate's questions, decoded; none without a gate."""
-    from longtake.data.rows import sift_questions
-    from longtake.records import FramePolicy
-    from longtake.train.session import decode, read_rows
-
-    if config.gate.rows is None:
-        return []
-    asked = FramePolicy(frames=config.gate.frames, max_pixels=config.video.max_pixels)
-    return decode(
-        session.films, read_rows(sift_questions, config.gate.rows, config.video, log), config.video, log, [asked]
-    )
-
-
-def _look(config: Config, session: Session, questions: list[Question], log: Log) -> dict[str, float]:
-    """Greedy accuracy on the gate's questions when it is time; ends the run when it is reached."""
-    from longtake.engines.local import LocalEngine
-    from longtake.records import FramePolicy
-    from longtake.rewards.mix import Mix
-    from longtake.runtime.films import Look
-    from longtake.train.rollout import rollout
-    from longtake.train.session import encode
-
-    step = session.progress.step
-    if not questions or (step % config.gate.every and step < config.steps):
-        return {}
-    asked = FramePolicy(frames=config.gate.frames, max_pixels=config.video.max_pixels)
-    looks = [Look(question, asked) for question in questions]
-    encode(session.films, looks, log)
-    with log.phase("gate"):
-        engine = LocalEngine(session.model, session.films.features, f"sft-{step}")
-        seen = rollout(
-            engine, session.films, looks, [0.0], Mix({"accuracy": 1.0}), config.gate.max_tokens, config.seed, "gate"
-        )
-    accuracy = seen.accuracy
-    if accuracy >= config.gate.accuracy:
-        reason = f"held-out greedy accuracy {accuracy:.3f} reached {config.gate.accuracy:g} at step {step}"
-    elif step == config.steps:
-        reason = f"cap of {step} steps: held-out greedy accuracy {accuracy:.3f} is below {config.gate.accuracy:g}"
-    else:
-        return {"accuracy": accuracy}
-    log.note(reason)
-    session.progress = replace(session.progress, done=True, reason=reason)
-    return {"accuracy": accuracy}
+    reason = session.progress.reason or "all steps made"
+    return finish(log, {"steps": session.progress.step, "reason": reason, "model": str(session.finish())})

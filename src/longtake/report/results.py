@@ -197,7 +197,7 @@ def _by_frames(how: str, models: Sequence[_Model], chance: float | None) -> char
         traces.append(charts.Trace(model.run.label, model.tone, line, marks, end))
     return charts.Plot(
         title=how.capitalize(),
-        note="temperature 1, as in training" if how == SAMPLED else "the most likely token each time",
+        note=f"temperature {lines[-1][1][0].temperature:g}" if how == SAMPLED else "the most likely token each time",
         x_ticks=tuple(charts.Tick(x(f), str(f)) for f in frames),
         y_ticks=tuple(charts.Tick(y(v), words.percent(v)) for v in (0, 0.25, 0.5, 0.75, 1)),
         traces=tuple(traces),

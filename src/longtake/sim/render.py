@@ -97,10 +97,9 @@ def pictures(scene: Scene) -> Picture:
     film = np.empty((FPS * SECONDS, SIZE, SIZE, 3), np.uint8)
     film[:] = ground
     for tick, picture in enumerate(film):
-        second, frame = divmod(tick, FPS)
-        first, visible = (3, 11) if second == 0 else (scene.first[second], scene.visible)
-        active = scene.events[second] != "none" and first <= frame < first + visible
-        progress = (frame - first + 0.5) / visible if active else None
+        second = tick // FPS
+        shown = scene.shown(second)
+        progress = (tick - shown.start + 0.5) / len(shown) if tick in shown else None
         PAINT[scene.kind](picture, scene.events[second], second, progress, shift, tick + drift)
     return film
 

@@ -16,7 +16,7 @@ from longtake.sim.scenes import KINDS, LETTERS, SECONDS, Scene, keyed, scene
 
 STYLES = {"guess": 0.3, "skim": 0.2, "full": 0.5}  # share of an imperfect annotator's careless and careful chains
 SLIPS = 0.05  # share of events it misreads
-STORIES_A_STEP = 40
+STORIES, STORIES_LATER = 32, 10  # a step: what is no longer rehearsed is forgotten
 STORY_WEIGHT = 0.5  # so that stories and clips weigh about the same in a step
 
 Row = dict[str, Any]
@@ -116,7 +116,7 @@ def base_rows(
 ) -> list[Row]:
     """Rows of the stand-in base model in the order of its curriculum: clips of 1 s, then 1-3 s, then 2-8 s.
 
-    films: (path, scene) pairs to cut clips from. Stories are drawn from (seed, split) and told in the first half. Short
+    films: (path, scene) pairs to cut clips from. Stories are drawn from (seed, split), most in the first half. Short
     clips come in larger batches: `sft --batch-by row` makes a step of the rows with one value of `batch`.
     """
     by_kind = {kind: [film for film in films if film[1].kind == kind] for kind in KINDS}
@@ -125,15 +125,14 @@ def base_rows(
         done = step / steps
         width = 1 if done < 0.15 else int(rng.integers(1, 4)) if done < 0.45 else int(rng.integers(2, SECONDS + 1))
         rate = float(rng.choice((4, 8)))
-        for item in range(min(96, max(24, 128 // width))):
+        for item in range(min(80, max(24, 128 // width))):
             of_kind = by_kind[str(rng.choice(KINDS, p=(0.2, 0.2, 0.2, 0.4)))]
             film, story = of_kind[rng.integers(len(of_kind))]
             rows.append(
                 caption_row(f"clip-{step}-{item}", film, story, *clip(story, width, rng), rate) | {"batch": step}
             )
-        if done < 0.5:
-            for item in range(STORIES_A_STEP):
-                kind = str(rng.choice(KINDS, p=(0.25, 0.25, 0.2, 0.3)))
-                told = scene(kind, keyed(seed, split, step, item))
-                rows.append(story_row(f"story-{step}-{item}", told) | {"weight": STORY_WEIGHT, "batch": step})
+        for item in range(STORIES if done < 0.45 else STORIES_LATER):
+            kind = str(rng.choice(KINDS, p=(0.22, 0.22, 0.2, 0.36)))
+            told = scene(kind, keyed(seed, split, step, item))
+            rows.append(story_row(f"story-{step}-{item}", told) | {"weight": STORY_WEIGHT, "batch": step})
     return rows

@@ -25,6 +25,7 @@ SWAPPED = {"swap-lm": (0, 1), "swap-mr": (1, 2), "swap-lr": (0, 2)}
 GIFTS = tuple(f"{a}>{b}:{thing}" for a in FRIENDS for b in FRIENDS if a != b for thing in THINGS)
 LETTERS = "ABCD"
 SLOW, FAST = (5, 8), (2, 4)  # frames an event stays visible: [low, high)
+INTRODUCED = 3, 11  # first frame of the introduction, and for how many it stays
 FAST_SHARE = 0.18  # films whose events last 2-3 frames: why 64 frames beat 32
 
 
@@ -53,11 +54,18 @@ class Scene:
             return int(self.question.split()[4])
         return sum(e != "none" for e in self.events[1:])
 
+    def shown(self, second: int) -> range:
+        """Frames of the film in which the event of a second is to be seen; none if nothing happens."""
+        if self.events[second] == "none":
+            return range(0)
+        first, visible = (self.first[second], self.visible) if second else INTRODUCED
+        return range(second * FPS + first, second * FPS + first + visible)
+
     @property
     def evidence(self) -> tuple[tuple[float, float], ...]:
         """Seconds (start, stop) in which something that matters is to be seen."""
-        spans = [(s + self.first[s] / FPS, s + (self.first[s] + self.visible) / FPS) for s in range(1, SECONDS)]
-        return tuple(span for span, event in zip(spans, self.events[1:], strict=True) if event != "none")
+        spans = [self.shown(second) for second in range(1, SECONDS)]
+        return tuple((span.start / FPS, span.stop / FPS) for span in spans if span)
 
 
 def track(kind: str, question: str, events: Sequence[str]) -> tuple[tuple[str, ...], str]:

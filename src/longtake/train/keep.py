@@ -16,7 +16,9 @@ from longtake.train.rollout import Rollout
 MOST = 12  # questions of a step that are kept
 
 
-def keep(folder: Path, step: int, answered: Rollout, advantage_NG: Sequence[Sequence[float]], films: Films) -> None:
+def keep(
+    folder: Path, step: int, answered: Rollout, advantage_NG: Sequence[Sequence[float | None]], films: Films
+) -> None:
     """Writes folder/rollouts/<step>.jsonl and the strips it names."""
     rows = []
     for look, group, scores, advantages in list(
@@ -60,5 +62,5 @@ def _strip(folder: Path, receipt: Receipt, films: Films, look: Any) -> str:
     if not (folder / name).exists():
         with writing(folder / name):
             (folder / "thumbs").mkdir(exist_ok=True)
-            save_strip(films.frames(look), folder / name)
+            save_strip(films.frames(look), folder / name, most=64)
     return name

@@ -110,7 +110,7 @@ def decode(
             wants.setdefault(question.video, []).extend(asked)
     with log.phase("decode"), counted(log, "films", len(wants)) as progress:
         films.decode({path: list(dict.fromkeys(policies)) for path, policies in wants.items()}, video.workers, progress)
-    films.quarantine.must_not_exceed(video.most_failed, len(wants))
+    films.quarantine.must_not_exceed(video.most_failed, tuple(wants))
     usable = [question for question in questions if films.usable(question)]
     if log.folder is not None:
         log.folder.set_films(

@@ -34,6 +34,8 @@ class Video(Settings):
     def _one_way(self) -> Video:
         if self.fps is not None and "frames" in self.model_fields_set:
             raise ValueError("frames and fps exclude each other: give one")
+        if self.fps is None and "max_frames" in self.model_fields_set:
+            raise ValueError("max_frames caps fps only: give fps, or leave it out")
         if not self.frames or min(self.frames) < 1:
             raise ValueError("frames must be one or more numbers from 1 on")
         return self
@@ -76,6 +78,12 @@ class Optim(Settings):
     betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+
+    @model_validator(mode="after")
+    def _falls(self) -> Optim:
+        if self.schedule == "constant" and (idle := self.model_fields_set & {"hold", "floor"}):
+            raise ValueError(f"{', '.join(sorted(idle))} has no effect on a constant schedule")
+        return self
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of `step` (from 0) of `steps`."""

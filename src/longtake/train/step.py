@@ -37,6 +37,11 @@ class Sums:
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(getattr(self, name) + getattr(other, name) for name in Sums.__slots__))
 
+    def means(self) -> dict[str, float]:
+        """What to watch, per token."""
+        tokens = max(1.0, self.tokens)
+        return {"entropy": self.entropy / tokens, "clipped": self.clipped / tokens, "kl": self.kl / tokens}
+
 
 FeaturesOf = Callable[[Sequence[str]], list[Features]]  # handles in row order → features
 
@@ -57,7 +62,7 @@ def backward(model: Model, features: FeaturesOf, row: PrefixRow, loss: Loss, on_
     terms.total.backward()
     live_R = row.weight_R != 0
     entropy = torch.where(live_R, scored.entropy_R, 0).sum()
-    return Sums(*(float(x) for x in (terms.total, entropy, terms.clipped, terms.kl_k3, terms.count)))
+    return Sums(*(float(x.detach()) for x in (terms.total, entropy, terms.clipped, terms.kl_k3, terms.count)))
 
 
 def step_optimizer(

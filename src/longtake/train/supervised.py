@@ -1,0 +1,110 @@
+"""The pieces of supervised fine-tuning: the next batch, its targets, and a look at held-out questions.
+
+G answers of one prompt, R answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from longtake.engines.local import LocalEngine
+from longtake.errors import UserError
+from longtake.log import Log
+from longtake.maths.loss import cross_entropy
+from longtake.maths.pack import pack
+from longtake.records import Example, FramePolicy, Prompt, Question
+from longtake.rewards.mix import Mix
+from longtake.runtime.films import Look
+from longtake.train.keys import batch, keyed
+from longtake.train.rollout import rollout
+from longtake.train.session import Session, encode
+from longtake.train.settings import Video
+from longtake.train.step import Sums, backward, chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt with the answers to learn. Example: Item(prompt, ((7, 2),), ((1.0, 1.0),))."""
+
+    prompt: Prompt
+    ids: tuple[tuple[int, ...], ...]  # [G][R] end token included
+    weights: tuple[tuple[float, ...], ...]  # [G][R]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt.ids) + sum(map(len, self.ids))
+
+
+def next_batch(
+    session: Session, examples: Sequence[Example], size: int | None, video: Video, *, shuffle: bool, seed: int
+) -> list[tuple[Look, Example]]:
+    """The next `size` questions of the walk, or with None the next rows of one `batch` key; each with its frames."""
+    progress = session.progress
+    taken: list[tuple[Look, Example]] = []
+    for place in batch(seed, len(examples), progress.taken, len(examples), shuffle):
+        question = examples[place].question
+        if len(taken) == size or (
+            taken and size is None and question.row["batch"] != taken[0][1].question.row["batch"]
+        ):
+            break
+        policy = video.policy(question, keyed(seed, "frames", progress.step, question.id))
+        taken.append((Look(question, policy), examples[place]))
+    return taken
+
+
+def item(session: Session, look: Look, example: Example) -> Item:
+    """Prompt and targets as tokens."""
+    targets = [tokens_of(session.model.tokenizer, session.model.end_ids[0], spans) for spans in example.targets]
+    return Item(session.films.prompt(look), tuple(ids for ids, _ in targets), tuple(weights for _, weights in targets))
+
+
+@lru_cache(maxsize=65536)
+def tokens_of(tokenizer: Any, end: int, spans: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Token ids of an answer given in spans, the end token, and the weight of each; the end weighs as the last span."""
+    pieces = [(tokenizer(span.text, add_special_tokens=False)["input_ids"], span.weight) for span in spans]
+    ids = [token for piece, _ in pieces for token in piece]
+    weights = [weight for piece, weight in pieces for _ in piece]
+    return (*ids, end), (*weights, spans[-1].weight)
+
+
+def backward_items(session: Session, items: Sequence[Item], row_tokens: int) -> tuple[Sums, float]:
+    """Adds the gradients of Σ -weight · log p, in packed rows; returns the sums and the sum of weights.
+
+    Raises UserError if no token of the step has a weight.
+    """
+    sums, count = Sums(), 0.0
+    for run in chunks(items, lambda each: each.tokens, row_tokens):
+        row = pack([each.prompt for each in run], [each.ids for each in run], [each.weights for each in run])
+        count += float(row.weight_R.sum())
+        sums += backward(session.model, session.films.features, row, cross_entropy, on_policy=True)
+    if count <= 0:
+        ids = ", ".join(each.prompt.id for each in items[:3])
+        raise UserError("a step has nothing to learn: the weights of its rows add up to 0", where=f"rows {ids} …")
+    return sums, count
+
+
+def greedy_accuracy(
+    session: Session, questions: Sequence[Question], policy: FramePolicy, max_tokens: int, log: Log
+) -> float:
+    """Share of held-out questions answered right by greedy decoding."""
+    looks = [Look(question, policy) for question in questions]
+    encode(session.films, looks, log)
+    with log.phase("gate"):
+        engine = LocalEngine(session.model, session.films.features, f"step-{session.progress.step}")
+        return rollout(engine, session.films, looks, (0.0,), Mix({"accuracy": 1.0}), max_tokens, "gate").accuracy
+
+
+def end_at(session: Session, accuracy: float, wanted: float, steps: int, log: Log) -> None:
+    """Marks the run as done, with the reason, when the gate is reached or the cap is."""
+    step = session.progress.step
+    if accuracy >= wanted:
+        reason = f"held-out greedy accuracy {accuracy:.3f} reached {wanted:g} at step {step}"
+    elif step >= steps:
+        reason = f"cap of {step} steps: held-out greedy accuracy {accuracy:.3f} is below {wanted:g}"
+    else:
+        return
+    log.note(reason)
+    session.progress = replace(session.progress, done=True, reason=reason)

@@ -1,0 +1,29 @@
+"""What several folders share: one small world of films, and arithmetic that does not depend on the number of cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.world import World
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    from tests import world as make
+
+    return make.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bits depend on how sums are split between threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
