@@ -42,10 +42,10 @@ def pages(measured: Mapping[str, Any], guessed: Mapping[str, Any]) -> dict[str, 
 def filled(page: str, parts: Mapping[str, str]) -> str:
     """The page with every part between its markers."""
     for name, text in parts.items():
-        pattern = re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if len(pattern.findall(page)) != 1:
             raise ValueError(f"the page needs one `<!-- {name}: … -->` with its `<!-- /{name} -->`")
-        page = pattern.sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", page)  # type: ignore[misc]
+        page = pattern.sub(lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page)  # type: ignore[misc]
     return page
 
 
@@ -79,7 +79,7 @@ def table(measured: Mapping[str, Any]) -> str:
     """One line a seed, and what was measured on what."""
     runs: Runs = measured["runs"]
     rows = [
-        "| seed | minutes | after SFT: sampled | greedy | after GRPO: sampled | greedy | sampled gain [95 %] | without video |",
+        "| seed | minutes | SFT: sampled | greedy | GRPO: sampled | greedy | sampled gain [95 %] | no video |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run in runs:
@@ -94,8 +94,8 @@ def table(measured: Mapping[str, Any]) -> str:
     note = [
         f"Held-out accuracy in per cent at {most(runs)} frames a film, {runs[0]['grpo']['n']} questions a seed;",
         f"guessing gets {share(chance(runs))}, gains are in points.",
-        f"Each of the {runs[0]['films']:,} films of a run was decoded {times(decodes)},",
-        f"each of its {runs[0]['frame_sets']:,} sets of frames encoded {times(encodes)}.",
+        f"Each of {sum(run['films'] for run in runs):,} films was decoded {times(decodes)},",
+        f"each of {sum(run['frame_sets'] for run in runs):,} sets of frames encoded {times(encodes)}.",
         f"{measured['machine']['system']}, {where(measured['machine'])}, Python {versions['python']}, {packages};",
         f"{measured['date']}. `make bench` measures this anew.",
     ]
@@ -163,9 +163,10 @@ def blind_table(guessed: Mapping[str, Any]) -> str:
         if report["malformed"]:
             notes.append(f"{report['malformed']} rows of `{report['path']}` are malformed")
         if report["out_of_order"]:
+            by_position = share(report["by_position"]["surface"]["accuracy"])
             notes.append(
-                f"{report['out_of_order']} list their options out of the order of their letters (by position the surface "
-                f"model gets {share(report['by_position']['surface']['accuracy'])})"
+                f"{report['out_of_order']} list their options out of the order of their letters "
+                f"(taken by position, the surface model gets {by_position})"
             )
     told = f"Per cent right, {guessed['date']}" + (f"; {', '.join(notes)}." if notes else ".")
     return "\n".join([*rows, "", told])

@@ -1,4 +1,4 @@
-"""A handful of real films of the simulated world, their rows, and a tiny network to look at them; made once a session."""
+"""A handful of real films of the simulated world, their rows, and a tiny network that looks at them."""
 
 from __future__ import annotations
 

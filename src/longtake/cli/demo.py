@@ -39,17 +39,30 @@ def run(config: Config, log: Log) -> dict[str, Any]:
 
     folder = RunFolder.open(config.out, "demo", config.model_dump(mode="json"), fresh=config.fresh)
     plan = stages.Plan(config.out, config.seed, config.scale, config.workers)
-    for name, stage in stages.STAGES.items():
-        log.open(folder)
-        log.say(f"— {name}")
-        stage(plan, log)
+    with log.progress("stages", len(stages.STAGES)) as done:
+        for stage in stages.STAGES.values():
+            log.open(folder)
+            stage(plan, log)
+            done.advance()
     log.open(folder)
     summary = gather(config.out, config.seed, _seconds(config.out, folder))
     write_json_atomic(config.out / "summary.json", summary)
     page = report.build(config.out)
     folder.set_status("done")
-    log.say(f"look at {page}")
+    log.say(told(summary, page))
     return summary
+
+
+def told(summary: dict[str, Any], page: Path) -> str:
+    """The result in a few lines."""
+    lines = [f"{'right answers at 64 frames':28}{'sampled':>9}{'greedy':>9}"]
+    names = {"base": "stand-in base", "sft": "after SFT", "grpo": "after GRPO"}
+    lines += [f"{label:28}{summary[n]['sampled']:9.1%}{summary[n]['greedy']:9.1%}" for n, label in names.items()]
+    lines.append(
+        f"{'without the film':28}{summary['blind']['no_video']:9.1%}   chance {summary['blind']['chance']:.1%}"
+    )
+    minutes = sum(summary["seconds"].values()) / 60
+    return "\n".join([*lines, f"{summary['grpo']['n']} held-out questions, {minutes:.1f} minutes; look at {page}"])
 
 
 def _seconds(out: Path, folder: RunFolder) -> dict[str, float]:

@@ -23,6 +23,7 @@ from longtake.errors import UserError
 from longtake.protocols import Model
 from longtake.records import Features, PrefixRow, Receipt
 
+KEPT_BYTES = 2 << 30  # of features in memory
 Request = tuple[str, Callable[[], np.ndarray]]  # key, and how to get its frames: uint8 [F, H, W, 3]
 
 WRITING = 3600  # seconds: no pack takes longer to write
@@ -42,6 +43,7 @@ class FeatureStore:
         self._pack: dict[str, Path] = {}
         self._encodes: Counter[str] = Counter()
         self._loaded: dict[str, Features] = {}
+        self._held = 0  # bytes of them
         for half in self.folder.glob("*.tmp"):  # a killed run's; a live writer's is younger
             if time.time() - half.stat().st_mtime > WRITING:
                 half.unlink(missing_ok=True)
@@ -90,10 +92,14 @@ class FeatureStore:
             self._index(path, list(pack))
 
     def get(self, key: str) -> Features:
-        """Features of a key, mapped from disk and kept. Raises KeyError for a key that no pack holds."""
+        """Features of a key, read from disk; the last ones are kept in memory, up to KEPT_BYTES. Raises KeyError."""
         if key not in self._loaded:
             with safe_open(self._pack[key], framework="pt") as pack:
-                self._loaded.update((name, Features(pack.get_tensor(name))) for name in pack.keys())  # noqa: SIM118
+                made = Features(pack.get_tensor(key))
+            self._loaded[key] = made
+            self._held += made.level_LNE.nbytes
+            while self._held > KEPT_BYTES and len(self._loaded) > 1:
+                self._held -= self._loaded.pop(next(iter(self._loaded))).level_LNE.nbytes
         return self._loaded[key]
 
 

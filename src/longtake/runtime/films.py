@@ -21,6 +21,9 @@ Control = Literal["", "no_video", "shuffled", "one_frame"]
 Progress = Callable[[int, int], None]
 
 
+KEPT_TOKENS = 4_000_000  # of prompts in memory: 32 bytes each
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """A question and how its film is looked at. Example: Look(question, FramePolicy(frames=64), "shuffled")."""
@@ -46,6 +49,7 @@ class Films:
         self.model, self.tier, self.store, self.quarantine = model, tier, store, quarantine
         self._live: dict[str, tuple[str, FramePolicy, bool]] = {}
         self._prompts: dict[tuple[object, ...], Prompt] = {}
+        self._held = 0  # tokens of the prompts kept
 
     def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
         """Decodes every film once for all its policies; what fails is in the quarantine with its reason."""
@@ -73,17 +77,22 @@ class Films:
         return question.video is None or not self.quarantine.holds(Path(question.video))
 
     def prompt(self, look: Look) -> Prompt:
-        """The one token sequence for this look; made once."""
-        key = (look.question.id, look.question.text, *look.seen())
+        """The one token sequence for this look; the last ones made are kept, up to KEPT_TOKENS."""
+        film, policy, shuffled = look.seen()
+        key = (look.question.id, look.question.text, film, policy, shuffled)
         if key not in self._prompts:
-            film, policy, shuffled = look.seen()
-            if film is None:
-                self._prompts[key] = self.model.prompt(look.question, None, None)
-            else:
-                receipt = self._receipt(film, policy, shuffled)
-                handle = self._handle(receipt, film, policy, shuffled)
-                self._prompts[key] = self.model.prompt(look.question, receipt, handle)
+            prompt = self._made(look.question, film, policy, shuffled)
+            self._prompts[key] = prompt
+            self._held += len(prompt.ids)
+            while self._held > KEPT_TOKENS and len(self._prompts) > 1:
+                self._held -= len(self._prompts.pop(next(iter(self._prompts))).ids)
         return self._prompts[key]
+
+    def _made(self, question: Question, film: str | None, policy: FramePolicy, shuffled: bool) -> Prompt:
+        if film is None:
+            return self.model.prompt(question, None, None)
+        receipt = self._receipt(film, policy, shuffled)
+        return self.model.prompt(question, receipt, self._handle(receipt, film, policy, shuffled))
 
     def features(self, handles: Sequence[str]) -> list[Features]:
         """Features of handles, in order: from the store, or from the tower as it is now (with its gradient)."""

@@ -10,7 +10,8 @@ from typing import Any
 from longtake.data.strip import save_strip
 from longtake.log.files import write_jsonl, writing
 from longtake.records import Receipt
-from longtake.runtime.films import Films
+from longtake.runtime.films import Films, Look
+from longtake.train.keys import keyed
 from longtake.train.rollout import Rollout
 
 MOST = 12  # questions of a step that are kept
@@ -56,9 +57,9 @@ def keep(
     write_jsonl(folder / "rollouts" / f"{step:06d}.jsonl", rows)
 
 
-def _strip(folder: Path, receipt: Receipt, films: Films, look: Any) -> str:
+def _strip(folder: Path, receipt: Receipt, films: Films, look: Look) -> str:
     """The filmstrip of a receipt, made once; its path inside the run folder."""
-    name = f"thumbs/{receipt.content[:16]}-{len(receipt.indices)}.jpg"
+    name = f"thumbs/{receipt.content[:16]}-{len(receipt.indices)}-{keyed(*receipt.indices):016x}.jpg"
     if not (folder / name).exists():
         with writing(folder / name):
             (folder / "thumbs").mkdir(exist_ok=True)
