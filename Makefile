@@ -8,7 +8,7 @@ RUN := $(BIN)/python -m longtake.cli.environment
 .PHONY: demo test test-all lint
 
 demo: .venv/ready
-	@$(BIN)/longtake demo --seed $(SEED)
+	@$(BIN)/longtake demo --seed $(SEED) --aside
 
 test: .venv/ready
 	@$(RUN) -m pytest -q -m "not slow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -87,7 +88,7 @@ def test_warm_up_is_a_line_and_then_the_peak() -> None:
 
 def test_a_line_falls_to_the_floor() -> None:
     found = rates(schedule="linear", floor=0.25, warmup=0)
-    steps = [after - before for before, after in zip(found, found[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(found)]
     assert found[0] == 2.0
     assert steps == pytest.approx([-1.5 / 100] * 99)
     assert Optim(lr=2.0, schedule="linear", floor=0.25, warmup=0).rate(100, 100) == pytest.approx(0.5)
@@ -99,7 +100,7 @@ def test_a_cosine_falls_slowly_fast_and_slowly() -> None:
     assert found[50] == pytest.approx(1.1)
     assert found[25] + found[75] == pytest.approx(2.2)
     assert found[99] == pytest.approx(0.2, rel=0.01)
-    falls = [before - after for before, after in zip(found, found[1:], strict=False)]
+    falls = [before - after for before, after in itertools.pairwise(found)]
     assert falls.index(max(falls)) in (49, 50)
     assert min(falls) >= 0
 

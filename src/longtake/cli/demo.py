@@ -13,6 +13,7 @@ from pydantic import Field
 
 from longtake.config import Settings
 from longtake.log import Log, RunFolder, read_json, write_json_atomic
+from longtake.log.folder import AnotherRun
 
 FILMS = {"sft": 2000, "rl": 800, "gate": 200, "test": 600}
 FRAMES = (8, 16, 32, 64)
@@ -25,6 +26,7 @@ class Config(Settings):
     seed: int = Field(0, ge=0, description="of films, model and training")
     out: Path = Field(Path("out/demo"), description="where everything goes; report.html is the page to look at")
     fresh: bool = Field(False, description="move an older demo in `out` aside and begin again")
+    aside: bool = Field(False, description="move a demo of another seed or scale aside instead of refusing to start")
     scale: float = Field(
         1.0, gt=0, le=1, description="share of films and steps: small for a quick look, too small to learn"
     )
@@ -37,7 +39,13 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.cli import demo_stages as stages
     from longtake.cli.demo_summary import summary as gather
 
-    folder = RunFolder.open(config.out, "demo", config.model_dump(mode="json"), fresh=config.fresh)
+    settings = config.model_dump(mode="json", exclude={"aside"})
+    try:
+        folder = RunFolder.open(config.out, "demo", settings, fresh=config.fresh)
+    except AnotherRun:
+        if not config.aside:
+            raise
+        folder = RunFolder.open(config.out, "demo", settings, fresh=True)
     plan = stages.Plan(config.out, config.seed, config.scale, config.workers)
     with log.progress("stages", len(stages.STAGES)) as done:
         for stage in stages.STAGES.values():

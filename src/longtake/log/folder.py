@@ -25,6 +25,10 @@ RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists
 
 
+class AnotherRun(UserError):
+    """The folder holds a run of another stage or config."""
+
+
 class RunFolder:
     """One stage's folder, opened for writing: new, or gone on with.
 
@@ -98,16 +102,16 @@ class RunFolder:
 
 
 def refuse_another(path: Path, run: Mapping[str, Any], stage: str, config: Mapping[str, Any]) -> None:
-    """Raise UserError if `run` is not this stage with this config."""
+    """Raise AnotherRun if `run` is not this stage with this config."""
     fix = "choose another --out, or --fresh to move the old run aside and begin again"
     if run["stage"] != stage:
-        raise UserError("the folder holds another run", where=str(path), why=f"it is of `{run['stage']}`", fix=fix)
+        raise AnotherRun("the folder holds another run", where=str(path), why=f"it is of `{run['stage']}`", fix=fix)
     old, new = flat(run["config"]), flat(config)
     keys = [key for key in new | old if old.get(key) != new.get(key) and key.rsplit(".", 1)[-1] not in FREE]
     if keys:
         shown = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:SHOWN])
         more = f", and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-        raise UserError("the folder holds a run with other settings", where=str(path), why=shown + more, fix=fix)
+        raise AnotherRun("the folder holds a run with other settings", where=str(path), why=shown + more, fix=fix)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Films:
         self._live: dict[str, tuple[str, FramePolicy, bool]] = {}
         self._prompts: dict[tuple[object, ...], Prompt] = {}
         self._held = 0  # tokens of the prompts kept
+        self.sets = 0  # of frames that may be encoded, as far as is known
 
     def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
         """Decodes every film once for all its policies; what fails is in the quarantine with its reason."""

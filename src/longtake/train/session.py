@@ -111,6 +111,7 @@ def decode(
     with log.phase("decode"), counted(log, "films", len(wants)) as progress:
         films.decode({path: list(dict.fromkeys(policies)) for path, policies in wants.items()}, video.workers, progress)
     films.quarantine.must_not_exceed(video.most_failed, tuple(wants))
+    films.sets += sum(len(set(policies)) for policies in wants.values())
     usable = [question for question in questions if films.usable(question)]
     if log.folder is not None:
         log.folder.set_films(
@@ -120,9 +121,16 @@ def decode(
 
 
 def encode(films: Films, looks: Sequence[Look], log: Log) -> None:
-    """Encodes what is missing, counted as phase `encode`."""
+    """Encodes what is missing, counted as phase `encode`; the first time, says what all features will take on disk."""
     with log.phase("encode"), counted(log, "frame sets", len(looks)) as progress:
         films.encode(looks, progress)
+    if films.store is not None and films.sets:
+        handles = [films.prompt(look).features for look in looks]
+        sizes = [made.level_LNE.nbytes for made in films.features([handle for handle in handles if handle])]
+        if sizes:
+            total = films.sets * sum(sizes) / len(sizes) / 2**30
+            log.note(f"features of {films.sets} sets of frames take about {total:.2g} GiB in {films.store.folder}")
+        films.sets = 0
 
 
 @contextmanager
