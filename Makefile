@@ -1,11 +1,12 @@
 # Two commands matter: `make demo` (the whole chain, for real) and `make test`. Set-up happens by itself, once.
 PYTHON ?= python3
 SEED ?= 0
+SEEDS ?= 11 12 13
 BIN := .venv/bin
 # starts Python with the allocator and thread settings that longtake's own stages run under
 RUN := $(BIN)/python -m longtake.cli.environment
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint bench
 
 demo: .venv/ready
 	@$(BIN)/longtake demo --seed $(SEED) --aside
@@ -17,10 +18,17 @@ test-all: .venv/ready
 	@$(RUN) -m pytest -q
 
 lint: .venv/ready
-	@$(BIN)/ruff format --check --quiet src tests
-	@$(BIN)/ruff check --quiet src tests
+	@$(BIN)/ruff format --check --quiet src tests bench
+	@$(BIN)/ruff check --quiet src tests bench
 	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
 	@$(BIN)/mypy --no-error-summary
+
+# the numbers, tables and picture of README; always from the beginning, for demos made by older code would not tell
+bench: .venv/ready
+	@$(BIN)/python -m bench.demo --ahead $(words $(SEEDS))
+	@for seed in $(SEEDS); do $(BIN)/longtake demo --seed $$seed --fresh --out out/bench/$$seed || exit 1; done
+	@$(BIN)/python -m bench.demo $(addprefix out/bench/,$(SEEDS))
+	@$(BIN)/python -m bench.readme
 
 # PIP_CONSTRAINT pins what builds the package as well as what runs it
 .venv/ready: pyproject.toml constraints.txt

@@ -11,16 +11,10 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 840, 330
-LEFT, TOP, PANEL, GAP, DEEP = (
-    46,
-    44,
-    340,
-    92,
-    226,
-)  # the first panel: its corner, its width, the gap after it, its depth
+LEFT, TOP, PANEL, GAP, DEEP = 46, 44, 324, 92, 226  # of the first panel; GAP is what lies between the two
 INK, GRID = "#767d86", "#76808a"
 PANELS = (("sampled", "one answer, sampled at temperature 1"), ("greedy", "the likeliest answer (greedy)"))
-MODELS = (("sft", "after SFT", "#b4690e", "6 5"), ("grpo", "after GRPO", "#2f7de0", ""))
+MODELS = (("sft", "after SFT", "#b87012", "6 5"), ("grpo", "after GRPO", "#2f7de0", ""))
 SPREAD = 5.0  # pixels between the dots of the two models
 APART = 16.0  # pixels between two numbers above one another
 

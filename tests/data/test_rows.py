@@ -1,4 +1,4 @@
-"""Rows of every shape, weird files, and what is said about malformed ones."""
+"""Rows of every shape."""
 
 from __future__ import annotations
 
@@ -7,39 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.rowfiles import CHOICE_TEXT, OPTIONS, VIDEO_R1, chat, lines, other, said
 
-from longtake.data.readers import ANSWER, CHOOSE
-from longtake.data.rows import read_examples, read_questions, sift_examples, sift_questions
-from longtake.errors import UserError
+from longtake.data.readers import ANSWER
+from longtake.data.rows import read_examples, read_questions
 from longtake.records import FramePolicy, Span
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "benchmarks"
-MOST_LINES = 6
-OPTIONS = ["left", "middle", "right"]
-
-
-def chat(
-    id: str = "q", answer: Any = None, text: str = "where ? A left B middle C right", **more: Any
-) -> dict[str, Any]:
-    video = {"type": "video", "video": "films/7.mp4", **more.pop("look", {})}
-    turns = [{"role": "user", "content": [video, {"type": "text", "text": text}]}]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": answer})
-    return {"id": id, "messages": turns, "options": OPTIONS, "answer": "B", **more}
-
-
-def lines(folder: Path, *rows: Any, name: str = "rows.jsonl") -> Path:
-    path = folder / name
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows))
-    return path
-
-
-def said(path: Path, examples: bool = False) -> str:
-    with pytest.raises(UserError) as caught:
-        (read_examples if examples else read_questions)(path)
-    message = str(caught.value)
-    assert len(message.splitlines()) <= MOST_LINES
-    return message
 
 
 def test_chat_row_is_read_as_it_stands(tmp_path: Path) -> None:
@@ -109,24 +81,6 @@ def test_film_beside_the_messages(tmp_path: Path) -> None:
     row = {"videos": ["a.mp4"], "messages": [{"role": "user", "content": "<video>\nwho ?"}]}
     (question,) = read_questions(lines(tmp_path, row), videos=Path("/films"))
     assert (question.id, question.video, question.text) == ("rows-1", "/films/a.mp4", "who ?")
-
-
-VIDEO_R1 = {
-    "problem_id": 7,
-    "problem": "Where?",
-    "data_type": "video",
-    "problem_type": "multiple choice",
-    "options": ["A. left", "B. right"],
-    "solution": "<answer>B</answer>",
-    "path": "./a.mp4",
-    "data_source": "STAR",
-}
-CHOICE_TEXT = f"Where?\nA. left\nB. right\n{CHOOSE}"
-
-
-def other(**changes: Any) -> dict[str, Any]:
-    """The Video-R1 row in another shape; None takes a key away."""
-    return {key: value for key, value in {**VIDEO_R1, **changes}.items() if value is not None}
 
 
 @pytest.mark.parametrize(
@@ -250,75 +204,3 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     assert "to_json" in said(tmp_path / "rows.parquet")
     (tmp_path / "rows.json").write_bytes(b"\xff\xfe[\x00]\x00")
     assert "UTF-8" in said(tmp_path / "rows.json")
-
-
-MALFORMED = [
-    ('{"id": "q", "messages": [', "not JSON"),
-    ("[1]", "a row is an object"),
-    ({"id": "q"}, "no question: the keys are id"),
-    ({"chosen": "a", "rejected": "b"}, "preference"),
-    ({"messages": "hello"}, "list of turns"),
-    ({"messages": []}, "the turns are none"),
-    ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}, "system turn"),
-    ({"messages": [{"role": "user", "content": " "}]}, "no text"),
-    ({"messages": [{"role": "user", "content": "<video>where ?"}]}, "none is named"),
-    ({"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}, "'image'"),
-    (chat(look={"video": ["1.png", "2.png"]}), "2 films or images"),
-    (chat(look={"video": "https://x.org/a.mp4"}), "web address"),
-    (chat(answer=[{"type": "text", "text": "a", "weight": -1}]), "weight"),
-    (chat(answer=""), "empty"),
-    (chat(answer="a", weight="much"), "weight"),
-    (chat(hops=-1), "`hops`"),
-    (chat(evidence=[[3, 2]]), "`evidence`"),
-    (other(solution="<answer>C</answer>"), "'C' is none of the 2 options"),
-    (other(options=["A. left"]), "1 option, where 2"),
-    (other(options=["A. left", "B. "]), "option B is empty"),
-    (other(options=["A. left", "D. .", "B. right"]), "labelled A, D, B, not A to C"),
-    (other(options=None), "the letter B, but there are no options"),
-    (other(options=7), "must be a list"),
-    (other(options=[["left"]]), "every option must be text"),
-    (other(path=None), "no film"),
-    (other(data_type="image"), "about an image"),
-    (other(problem=" "), "the question is empty"),
-    (other(solution={"a": 1}), "the answer must be text"),
-    ({"conversations": [{"from": "human", "value": "x"}]}, "alternation"),
-    ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}, "none is named"),
-]
-
-
-@pytest.mark.parametrize(("row", "why"), MALFORMED)
-def test_malformed_row_is_named_with_its_line(tmp_path: Path, row: Any, why: str) -> None:
-    path = lines(tmp_path, chat("good"), "", row)
-    message = said(path)
-    assert message.startswith(f"{path}:3: ")
-    assert why in message
-    questions, (bad,) = sift_questions(path)
-    assert [question.id for question in questions] == ["good"]
-    assert bad.place == 3
-    assert why in f"{bad.reason} {bad.fix}"
-
-
-def test_the_first_error_counts_the_others(tmp_path: Path) -> None:
-    message = said(lines(tmp_path, chat("good"), {"id": "x"}, {"id": "y"}, {"id": "z"}))
-    assert ":2: " in message
-    assert "2 more rows are malformed too" in message
-
-
-def test_ids_that_are_used_twice(tmp_path: Path) -> None:
-    assert "the same row as at 1" in said(lines(tmp_path, chat(), chat()))
-    assert "another question at 1" in said(lines(tmp_path, chat(), chat(text="who ?")))
-    assert "another answer at 1" in said(lines(tmp_path, chat("a", "x"), chat("a", "y") | {"answer": "C"}))
-    examples, bad = sift_examples(lines(tmp_path, chat("a", "x"), chat("a", "y"), chat("a", "z", text="who ?")))
-    assert [len(example.targets) for example in examples] == [2]
-    assert [(row.place, row.id) for row in bad] == [(3, "a")]
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the benchmark files are not here")
-@pytest.mark.parametrize(
-    ("name", "good", "bad"), [("longvideoreason", 807, 44), ("lvbench", 1492, 0), ("mlvu-dev", 2171, 3)]
-)
-def test_real_benchmark_files(name: str, good: int, bad: int) -> None:
-    questions, left_out = sift_questions(SHARED / f"{name}.json")
-    assert (len(questions), len(left_out)) == (good, bad)
-    assert all(question.answer in "ABCD" and len(question.options) == 4 for question in questions)
-    assert all(row.id and row.reason for row in left_out)

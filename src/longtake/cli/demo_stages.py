@@ -41,7 +41,7 @@ class Plan:
 
     def video(self, *frames: int) -> Video:
         shared = {"tier": self.out / "tier", "features": self.out / "features", "workers": self.workers}
-        return Video(frames=frames, max_pixels=tiny.PIXELS, **shared)
+        return Video(frames=frames, **shared)
 
 
 def render(plan: Plan, log: Log) -> None:
@@ -60,7 +60,7 @@ def start(plan: Plan, log: Log) -> None:
     from longtake.runtime.load import load_model
 
     model = load_model(plan.out / "untrained")
-    every = [FramePolicy(frames=n, max_pixels=tiny.PIXELS) for n in (*FRAMES, 1)]
+    every = [FramePolicy(frames=n) for n in (*FRAMES, 1)]
     wants = {make.film_path(plan.out, split, n): every for split, count in plan.films().items() for n in range(count)}
     with log.phase("decode"), counted(log, "films decoded", len(wants)) as progress:
         FrameTier(plan.out / "tier").fill(wants, model.fit, plan.workers, Quarantine(plan.out), progress)
@@ -85,7 +85,7 @@ def tune(plan: Plan, log: Log) -> None:
         sft.Config(
             rows=plan.rows("sft"), model=str(plan.out / "base" / "model"), out=plan.out / "sft", seed=plan.seed,
             steps=plan.steps(SFT_STEPS), batch=32, video=plan.video(8, 16, 32, 32, 64, 64),
-            optim=Optim(lr=1.5e-3, warmup=20, betas=(0.9, 0.98), weight_decay=0.01),
+            optim=Optim(lr=1.5e-3, schedule="linear", hold=0.2, betas=(0.9, 0.98), weight_decay=0.01),
             gate=sft.Gate(rows=plan.rows("gate"), accuracy=0.85, frames=64, every=50, max_tokens=ANSWER),
         ),
         log,

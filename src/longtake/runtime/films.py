@@ -50,12 +50,19 @@ class Films:
         self._live: dict[str, tuple[str, FramePolicy, bool]] = {}
         self._prompts: dict[tuple[object, ...], Prompt] = {}
         self._held = 0  # tokens of the prompts kept
+        self._asked: set[Path] = set()  # films that decode() was asked for
         self.sets = 0  # of frames that may be encoded, as far as is known
 
     def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
         """Decodes every film once for all its policies; what fails is in the quarantine with its reason."""
         paths = {Path(path): list(dict.fromkeys(policies)) for path, policies in wants.items()}
+        self._asked |= paths.keys()
         self.tier.fill(paths, self.model.fit, workers, self.quarantine, progress)
+
+    @property
+    def used(self) -> int:
+        """How many of the films that decode() was ever asked for can be used."""
+        return sum(not self.quarantine.holds(path) for path in self._asked)
 
     def encode(self, looks: Sequence[Look], progress: Progress) -> int:
         """Encodes what the store lacks, in the order of `looks`, and returns how many that were.

@@ -38,7 +38,15 @@ TEMPLATE = (
 PIXELS = 32 * 32  # a frame as the stand-in sees it
 # mean and deviation of the dark films: with 0.5 and 0.5 the sprites drown and learning takes 2-4 times as long
 PROCESSOR = Pixels(
-    16, 2, 2, mean=(38 / 255,) * 3, std=(64 / 255,) * 3, shortest_edge=PIXELS, longest_edge=PIXELS * 4096
+    16,
+    2,
+    2,
+    mean=(38 / 255,) * 3,
+    std=(64 / 255,) * 3,
+    shortest_edge=PIXELS // 2,
+    longest_edge=PIXELS * 4096,
+    cap_pixels_per_frame=True,
+    max_video_tokens=1,  # any film is looked at in 32 x 32 pixels
 )
 
 

@@ -101,7 +101,7 @@ def decode(
 ) -> list[Question]:
     """Decodes all films of the questions once, for every policy they may be drawn with; returns the usable questions.
 
-    Raises UserError if more films failed than `video.most_failed` allows.
+    Raises UserError if more films failed than `video.most_failed` allows, or all.
     """
     wants: dict[str, list[FramePolicy]] = {}
     for question in questions:
@@ -114,9 +114,9 @@ def decode(
     films.sets += sum(len(set(policies)) for policies in wants.values())
     usable = [question for question in questions if films.usable(question)]
     if log.folder is not None:
-        log.folder.set_films(
-            len(wants) - len(films.quarantine), ((bad.path, bad.reason) for bad in films.quarantine.films())
-        )
+        log.folder.set_films(films.used, ((bad.path, bad.reason) for bad in films.quarantine.films()))
+    if questions and not usable:
+        films.quarantine.must_not_exceed(0.0, tuple(wants))
     return usable
 
 
