@@ -92,7 +92,8 @@ class Leaf:
     def nested(self) -> bool:
         """Values inside values (pairs, mappings): written as YAML on the command line, `--mix '[[8, 1], [64, 3]]'`."""
         inner = [part for choice in self.choices if get_origin(choice) is not Literal for part in get_args(choice)]
-        return any(get_origin(choice) is dict for choice in self.choices) or any(get_args(part) for part in inner)
+        mapped = any(get_origin(choice) is dict for choice in self.choices)
+        return mapped or any(get_args(part) for part in inner if get_origin(part) is not Literal)
 
 
 def load(

@@ -1,3 +1,5 @@
+"""The tiny networks, made once."""
+
 import pytest
 from tests.models import tiny
 

@@ -17,7 +17,7 @@ from longtake.log.folder import AnotherRun
 
 FILMS = {"sft": 2000, "rl": 800, "gate": 200, "test": 600}
 FRAMES = (8, 16, 32, 64)
-BASE_STEPS, SFT_STEPS, GRPO_STEPS = 800, 600, 160
+BASE_STEPS, SFT_STEPS, GRPO_STEPS = 800, 500, 160
 
 
 class Config(Settings):

@@ -71,7 +71,7 @@ def command(words: Sequence[str], stages: Mapping[str, Stage]) -> int:
         missing = (error.name or "").split(".")[0]
         if missing not in OF_TRAIN:
             raise crash(name, error, log) from error
-        fix = "pip install 'longtake[train]'"
+        fix = "pip install -e '.[train]' in the clone"
         raise UserError(f"longtake {name} needs {missing}, which is not installed", fix=fix) from error
     except Exception as error:
         if disk_full(error):  # from a writer that did not go through log.writing

@@ -110,8 +110,13 @@ class FrameTier:
         return self._look(path, policy, fit, temporal_patch)[1]
 
     def decodes(self) -> dict[str, int]:
-        """How often each content was decoded into this folder, by any process, ever."""
-        return dict(Counter(row["content"] for row in self._rows("decodes.jsonl")))
+        """How often each content was decoded into this folder, by any process, ever.
+
+        A decode counts once its frames are kept: one that was killed before left nothing and is not told from none.
+        """
+        counts = Counter(row["content"] for row in self._rows("decodes.jsonl"))
+        kept = {file.stem: 1 for file in self.folder.glob("*.safetensors")}  # killed between keeping and noting
+        return kept | dict(counts)
 
     def repairs(self) -> int:
         """How many of those decodes were needed because a file of the tier was damaged."""
@@ -144,12 +149,12 @@ class FrameTier:
                 return
             clips = self._decoder.decode_many(film, [(indices, size) for size, indices in need.items()])
             row = {"content": film.content, "path": film.path, "damage": damage}
-            with self._lock("decodes"):
-                append_jsonl(self.folder / "decodes.jsonl", row)
             for (size, indices), (frames, seconds) in zip(need.items(), clips, strict=True):
                 fresh = Shelf(tuple(indices), seconds, frames)
                 kept[size] = kept[size].with_more(fresh) if size in kept else fresh
             tierfile.write(file, film, self._decoder.name, times_N, kept)
+            with self._lock("decodes"):
+                append_jsonl(self.folder / "decodes.jsonl", row)
 
     def _look(self, path: Path | str, policy: FramePolicy, fit: Fit, temporal_patch: int) -> tuple[Part, Receipt]:
         film = self.film(path)

@@ -11,7 +11,14 @@ from typing import Any
 from longtake.errors import UserError
 
 TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".xlsx", ".feather")
-ROW_KEYS = {"messages", "conversations", "problem", "question", "qa"}  # an object with one of these is itself a row
+ROW_KEYS = {
+    "messages",
+    "conversations",
+    "problem",
+    "question",
+    "questions",
+    "qa",
+}  # an object with one of these is itself a row
 
 
 class Malformed(ValueError):

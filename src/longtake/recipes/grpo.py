@@ -57,7 +57,7 @@ class Config(Settings):
     row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints")
     keep_rollouts: int = Field(10, ge=1, description="a step's answers are kept for the report every so many steps")
-    dtype: str = Field("auto", description="auto (as saved), float32 or bfloat16")
+    dtype: str = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order, frame choice and sampling")
     video: Video = Field(Video(), description="which frames are looked at")
     optim: Optim = Field(Optim(lr=1e-6), description="AdamW")

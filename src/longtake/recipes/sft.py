@@ -50,7 +50,7 @@ class Config(Settings):
     train_vision: bool = Field(False, description="train the vision tower too: no feature is cached then")
     row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
-    dtype: str = Field("auto", description="auto (as saved), float32 or bfloat16")
+    dtype: str = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order and frame choice")
     video: Video = Field(Video(), description="which frames are looked at")
     optim: Optim = Field(Optim(), description="AdamW")

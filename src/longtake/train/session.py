@@ -122,9 +122,11 @@ def decode(
 
 def encode(films: Films, looks: Sequence[Look], log: Log) -> None:
     """Encodes what is missing, counted as phase `encode`; the first time, says what all features will take on disk."""
+    if films.store is None:
+        return
     with log.phase("encode"), counted(log, "frame sets", len(looks)) as progress:
         films.encode(looks, progress)
-    if films.store is not None and films.sets:
+    if films.sets:
         handles = [films.prompt(look).features for look in looks]
         sizes = [made.level_LNE.nbytes for made in films.features([handle for handle in handles if handle])]
         if sizes:
