@@ -181,7 +181,7 @@ def test_a_missing_package_names_the_command(fake: Fake, capsys: Captured) -> No
     assert main(["fake", "rows.jsonl"], TABLE) == 1
     assert capsys.readouterr().err.splitlines() == [
         "longtake fake needs torch, which is not installed",
-        "  do: pip install 'longtake[train]'",
+        "  do: pip install -e '.[train]' in the clone",
     ]
 
 
