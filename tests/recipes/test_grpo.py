@@ -1,4 +1,4 @@
-"""GRPO end to end on real films: every algorithm learns, rewards decide what, and a kill at any moment changes nothing."""
+"""GRPO end to end on real films: every algorithm learns, rewards decide what, and a kill changes nothing."""
 
 from __future__ import annotations
 

@@ -11,12 +11,15 @@ from typing import Any
 
 from safetensors import safe_open
 
+from longtake.cli.demo import FRAMES
 from longtake.data.cache import FrameTier
 from longtake.data.rows import read_questions
 from longtake.eval.summary import Outcome, paired
 from longtake.log import read_json, read_jsonl
 from longtake.report import compare
 from longtake.report.files import Outcome as Answered
+from longtake.sim import make
+from longtake.sim.observer import ceiling
 
 MODELS = ("base", "sft", "grpo")
 
@@ -35,6 +38,7 @@ def summary(folder: Path, seed: int, seconds: Mapping[str, float]) -> dict[str, 
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         **{name: one_model(settings) for name, settings in results.items()},
         "blind": blind(results["grpo"]) | {"chance": sum(1 / len(question.options) for question in test) / len(test)},
+        "ceiling": {str(n): ceiling(make.scenes(seed, "test", len(test)), n) for n in FRAMES},
         "films": len(decodes),
         "max_decodes_per_film": max(decodes.values()),
         "frame_sets": len(encodes),

@@ -17,12 +17,15 @@ from typing import Any
 
 from longtake.errors import UserError
 from longtake.log.files import plain, read_json, write_json_atomic, writing
+from longtake.log.lock import hold
 
 PACKAGES = ("longtake", "torch", "transformers", "av", "numpy")
 # settings that cannot change a number, so that a run may go on with others (in whatever block they are)
 FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "features"})
 RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists
+KEYS = {"stage", "config", "status", "notes", "seconds"}  # without these run.json is none of ours
+RESULTS = ("metrics.jsonl", "outcomes", "checkpoints", "films")  # a stage's first: from here on there is a run to keep
 
 
 class AnotherRun(UserError):
@@ -45,25 +48,34 @@ class RunFolder:
     def open(cls, path: Path, stage: str, config: Mapping[str, Any], *, fresh: bool = False) -> RunFolder:
         """Create the folder, or go on with the run that is in it; `fresh` moves an old run aside first.
 
-        Raises UserError if the folder holds a run of another stage or config (settings in FREE may differ).
+        A run that never came as far as a first result gives way to another. Raises AnotherRun if the folder holds a
+        run of another stage or config (settings in FREE may differ), UserError if another process is at work in it.
         """
         file = path / "run.json"
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        hold(path)
         if fresh and file.exists():
             move_aside(path)
+            with writing(path):
+                path.mkdir()
+            hold(path)
         config = plain(config)
-        if file.exists():
-            run = read_json(file)
-            refuse_another(path, run, stage, config)
-            now = {"config": config, "status": RUNNING, "versions": versions(), "machine": machine()}
+        now = {"config": config, "status": RUNNING, "versions": versions(), "machine": machine()}
+        run = _same_run(path, stage, config) if file.exists() else None
+        if run is not None:
             folder = cls(path, run | now, resumed=True, was_done=run["status"] == DONE)
         else:
-            with writing(path):
-                path.mkdir(parents=True, exist_ok=True)
-            run = {"stage": stage, "config": config, "versions": versions(), "machine": machine()}
-            run |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "status": RUNNING, "notes": []}
-            folder = cls(path, run | {"seconds": {}, "films": {"used": 0, "quarantined": []}})
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            nothing = {"notes": [], "seconds": {}, "films": {"used": 0, "quarantined": []}}
+            folder = cls(path, {"stage": stage} | now | {"started": started} | nothing)
         folder.save()
         return folder
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are results to go on from."""
+        return _begun(self.path)
 
     @property
     def status(self) -> str:
@@ -94,11 +106,45 @@ class RunFolder:
         self._run["films"] = {"used": used, "quarantined": bad}
         self.save()
 
+    def changed(self, reads: Mapping[str, str]) -> list[str]:
+        """Names of what the run read before with another fingerprint; one that is "" tells nothing."""
+        old = self._run.get("reads", {})
+        return [name for name, text in reads.items() if text and old.get(name, text) != text]
+
+    def set_reads(self, reads: Mapping[str, str]) -> None:
+        """Fingerprints of what the run reads, by name."""
+        self._run["reads"] = self._run.get("reads", {}) | {name: text for name, text in reads.items() if text}
+        self.save()
+
     def add_note(self, text: str) -> None:
         """A sentence for the report; the same sentence once."""
         if text not in self._run["notes"]:
             self._run["notes"].append(text)
             self.save()
+
+
+def _begun(path: Path) -> bool:
+    return any((path / name).exists() for name in RESULTS)
+
+
+def _same_run(path: Path, stage: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What run.json says if it is this run; None if it is another that got nowhere. Raises AnotherRun, UserError."""
+    fix = "--fresh moves this folder aside and begins again"
+    try:
+        run = read_json(path / "run.json")
+    except UserError as error:
+        raise UserError(
+            f"the run cannot be gone on with: {error.what}", where=error.where, why=error.why, fix=fix
+        ) from None
+    if not (isinstance(run, dict) and run.keys() >= KEYS):
+        raise UserError("this is not the run.json of a run", where=str(path / "run.json"), fix=fix)
+    try:
+        refuse_another(path, run, stage, config)
+    except AnotherRun:
+        if run["status"] == DONE or _begun(path):
+            raise
+        return None
+    return run
 
 
 def refuse_another(path: Path, run: Mapping[str, Any], stage: str, config: Mapping[str, Any]) -> None:
@@ -124,6 +170,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def move_aside(path: Path) -> Path:
     """Rename an old run folder to `<name>.old-1`, -2, …: nothing is deleted. Returns the new place."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise UserError("the folder you are in cannot be moved aside", where=str(path), fix="choose another --out")
     number = 1
     while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1

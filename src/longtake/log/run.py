@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from longtake.config import Settings
+from longtake.errors import UserError
 from longtake.log.files import read_json, write_json_atomic
 from longtake.log.folder import DONE, RunFolder
 from longtake.log.log import Log
 
+BLOCK, BLOCKS = 1 << 16, 64  # bytes, and how many of them spread over a file tell two models apart
+MODEL = (".safetensors", ".json", ".jinja", ".txt")
+
 
 def begin(
-    log: Log, stage: str, config: Settings, out: Path, *, fresh: bool, result: str = "summary.json"
+    log: Log,
+    stage: str,
+    config: Settings,
+    out: Path,
+    *,
+    fresh: bool,
+    reads: Sequence[str | Path],
+    result: str = "summary.json",
+    makes: Sequence[str] = (),
+    mendable: bool = False,
 ) -> dict[str, Any] | None:
     """Opens the run folder for `log`; of a run that had ended well it returns what it wrote to `result`, else None.
 
-    Raises UserError if `out` holds another run.
+    A run whose `result` or any of what it `makes` (files in the folder) is gone has not ended: it goes on. What it
+    `reads` may not change under its results; a `mendable` run that has not ended takes the change and says so.
+    Raises UserError if `out` holds another run, or one of other contents of `reads`.
     """
     folder = RunFolder.open(out, stage, config.model_dump(mode="json"), fresh=fresh)
     log.open(folder)
-    if not folder.was_done:
-        return None
-    folder.set_status(DONE)
-    return dict(read_json(out / result))
+    whole = folder.was_done and all((out / name).exists() for name in (result, *makes))
+    if whole:
+        folder.set_status(DONE)
+    prints = {str(path): fingerprint(Path(path)) for path in reads}
+    changed = folder.changed(prints) if folder.begun else []
+    if changed and (whole or not mendable):
+        fix = "choose another --out, or --fresh to move the old run aside and begin again"
+        raise UserError(f"{changed[0]} has changed since this run read it", where=str(out), fix=fix)
+    for name in changed:
+        log.note(f"{name} has changed since this run began; it goes on with what is there now")
+    folder.set_reads(prints)
+    return dict(read_json(out / result)) if whole else None
 
 
 def finish(log: Log, summary: dict[str, Any], result: str = "summary.json") -> dict[str, Any]:
@@ -32,3 +57,24 @@ def finish(log: Log, summary: dict[str, Any], result: str = "summary.json") -> d
     write_json_atomic(log.folder.path / result, summary)
     log.folder.set_status(DONE)
     return summary
+
+
+def fingerprint(path: Path) -> str:
+    """16 hex digits of a file's bytes, or of the files of a model's folder: names, sizes, blocks spread over each.
+
+    "" for what is not there or can be read but once: a hub id, a pipe.
+    """
+    digest = blake2b(digest_size=8)
+    files = sorted(file for file in path.iterdir() if file.suffix in MODEL) if path.is_dir() else [path]
+    whole = not path.is_dir()
+    try:
+        for file in files:
+            size = file.stat().st_size if file.is_file() else 0
+            digest.update(f"{'' if whole else file.name} {size}".encode(errors="surrogateescape"))
+            with file.open("rb") as opened:
+                for start in range(0, size, BLOCK if whole else max(BLOCK, size // BLOCKS)):
+                    opened.seek(start)
+                    digest.update(opened.read(BLOCK))
+    except OSError:  # whoever is to read it says why it cannot
+        return ""
+    return digest.hexdigest() if path.is_file() or files else ""

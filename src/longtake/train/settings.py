@@ -19,6 +19,9 @@ class Video(Settings):
     frames: tuple[int, ...] = Field((64,), description="frames a film, drawn per question where several are given")
     fps: float | None = Field(None, gt=0, description="frames a second instead of a number of frames")
     max_frames: int = Field(768, ge=1, description="cap for fps; what it cuts is said in the receipt")
+    seconds: tuple[float, ...] | None = Field(None, description="look at these times instead")
+    start: float = Field(0.0, ge=0, description="look from this second on")
+    end: float | None = Field(None, gt=0, description="look up to this second (default: the film's end)")
     max_pixels: int | None = Field(None, ge=1, description="pixels a frame, beside the model's own limit")
     root: Path | None = Field(None, description="folder of the films, if not that of the rows file")
     workers: int = Field(2, ge=1, description="processes that decode")
@@ -32,8 +35,11 @@ class Video(Settings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Video:
-        if self.fps is not None and "frames" in self.model_fields_set:
-            raise ValueError("frames and fps exclude each other: give one")
+        given = self.model_fields_set
+        if sum((self.fps is not None, self.seconds is not None, "frames" in given)) > 1:
+            raise ValueError("frames, fps and seconds exclude each other: give one")
+        if self.seconds is not None and {"start", "end"} & given:
+            raise ValueError("seconds are the times themselves: leave start and end out")
         if self.fps is None and "max_frames" in self.model_fields_set:
             raise ValueError("max_frames caps fps only: give fps, or leave it out")
         if not self.frames or min(self.frames) < 1:
@@ -42,19 +48,23 @@ class Video(Settings):
 
     def policies(self, question: Question | None = None) -> tuple[FramePolicy, ...]:
         """Every policy that a question, or any question that names none itself, may be drawn with."""
-        if self.fps is not None:
-            every = [FramePolicy(fps=self.fps, max_frames=self.max_frames, max_pixels=self.max_pixels)]
+        if self.fps is None and self.seconds is None:
+            every = [self._window(frames=n) for n in sorted(set(self.frames))]
         else:
-            every = [FramePolicy(frames=n, max_pixels=self.max_pixels) for n in sorted(set(self.frames))]
+            every = [self._window()]
         own = question.policy if question else None
         return tuple(dict.fromkeys(merged(own, policy) for policy in every))
 
     def policy(self, question: Question, draw: int) -> FramePolicy:
         """The policy that `draw` (any number) picks for a question, in the shares that `frames` was written in."""
-        if self.fps is not None:
+        if self.fps is not None or self.seconds is not None:
             return self.policies(question)[0]
-        drawn = FramePolicy(frames=self.frames[draw % len(self.frames)], max_pixels=self.max_pixels)
-        return merged(question.policy, drawn)
+        return merged(question.policy, self._window(frames=self.frames[draw % len(self.frames)]))
+
+    def _window(self, frames: int | None = None) -> FramePolicy:
+        """That many frames, or what fps or seconds say."""
+        most = self.max_frames if self.fps is not None else None
+        return FramePolicy(frames, self.fps, most, self.seconds, self.start, self.end, self.max_pixels)
 
 
 def merged(own: FramePolicy | None, drawn: FramePolicy) -> FramePolicy:

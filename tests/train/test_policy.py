@@ -1,0 +1,119 @@
+"""The pieces of a policy-gradient step: the algorithm that was meant, whole groups in mini-batches, late means."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from longtake.errors import UserError
+from longtake.maths.algorithms import ALGORITHMS
+from longtake.records import Answer, FramePolicy, Group, Prompt, Question
+from longtake.runtime.films import Look
+from longtake.train.policy import choose, differing, health, late, minibatches, overlong, weights_of
+from longtake.train.rollout import Rollout, Scored
+
+REWARDS = ((1.0, 0.0, 1.0), (0.5, 0.5, 0.5), (0.0, 0.2, 0.9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.3))
+LENGTHS = ((3, 9, 10), (1, 1, 1), (10, 8, 6), (2, 2, 2), (5, 10, 7))
+
+
+def answered() -> Rollout:
+    """Five questions of three answers; a reward of 1 is right, an answer of ten tokens was cut."""
+    looks, groups, scores = [], [], []
+    for n, (rewards, lengths) in enumerate(zip(REWARDS, LENGTHS, strict=True)):
+        looks.append(Look(Question(f"q{n}", None, "?"), FramePolicy(frames=1)))
+        prompt = Prompt(f"q{n}", (1, 2), (), torch.zeros(3, 2, dtype=torch.int64), None, None)
+        ends = ["length" if length == 10 else "stop" for length in lengths]
+        groups.append(
+            Group(
+                prompt, tuple(Answer((7,) * k, (-1.0,) * k, "", e, 0, "") for k, e in zip(lengths, ends, strict=True))
+            )
+        )
+        scores.append(tuple(Scored(r, {}, r == 1.0, formed=r > 0) for r in rewards))
+    return Rollout(tuple(looks), tuple(groups), tuple(scores))
+
+
+def names(rollout: Rollout) -> list[str]:
+    return [look.question.id for look in rollout.looks]
+
+
+def test_an_algorithm_by_its_name() -> None:
+    for name, algorithm in ALGORITHMS.items():
+        assert choose(name, {}, on_policy=True) is algorithm
+
+
+def test_clip_bounds_replace_the_algorithms_own() -> None:
+    found = choose("dapo", {"clip_high": 0.5}, on_policy=False)
+    assert isinstance(found.loss, partial)
+    assert found.loss.keywords == {"clip_low": 0.2, "clip_high": 0.5}
+    assert found.advantage is ALGORITHMS["dapo"].advantage
+    logprob, old = torch.tensor([0.4, -0.4]).log1p(), torch.zeros(2)
+    one, answer = torch.ones(2), torch.zeros(2, dtype=torch.int64)
+    assert found.loss(logprob, old, one, answer).clipped == 0
+    assert choose("dapo", {"clip_high": 0.3}, on_policy=False).loss(logprob, old, one, answer).clipped == 1
+
+
+@pytest.mark.parametrize("name", ["rloo"])
+def test_bounds_without_effect_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="has no clip"):
+        choose(name, {"clip_low": 0.1}, on_policy=False)
+    with pytest.raises(UserError, match="--clip-high") as caught:
+        choose("grpo", {"clip_high": 0.1}, on_policy=True)
+    assert "--epochs" in str(caught.value)
+
+
+def test_weights_of_rewards() -> None:
+    assert weights_of(("accuracy", "format=0.1", "my.py:score=-2")) == {
+        "accuracy": 1.0, "format": 0.1, "my.py:score": -2.0,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="its weight is 'x'"):
+        weights_of(("accuracy=x",))
+
+
+def test_only_groups_that_differ_teach() -> None:
+    assert names(differing(answered())) == ["q0", "q2", "q4"]
+    none = answered().chosen([False, True, False, True, False])
+    assert names(differing(none)) == []
+    assert names(differing(differing(none))) == []
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (5, [1] * 5), (9, [1] * 5)])
+def test_minibatches_are_whole_groups_with_the_advantages_of_the_batch(count: int, sizes: list[int]) -> None:
+    rollout, algorithm = answered(), ALGORITHMS["reinforce_pp"]
+    want = algorithm.advantage(rollout.reward_NG)
+    parts = list(minibatches(rollout, algorithm, None, 2, count))
+    assert [len(part.looks) for part, _ in parts] == sizes * 2
+    for half in (parts[: len(sizes)], parts[len(sizes) :]):
+        assert [name for part, _ in half for name in names(part)] == names(rollout)
+        torch.testing.assert_close(torch.cat([advantage for _, advantage in half]), want)
+    assert list(minibatches(rollout.chosen([False] * 5), algorithm, None, 2, count)) == []
+
+
+def test_a_penalty_is_part_of_the_reward() -> None:
+    rollout, algorithm = answered(), ALGORITHMS["dr_grpo"]
+    penalty = overlong(rollout, max_tokens=10, margin=4)
+    assert penalty is not None
+    assert penalty[0].tolist() == [0.0, -0.75, -1.0]
+    ((_, advantage),) = minibatches(rollout, algorithm, penalty, 1, 1)
+    torch.testing.assert_close(advantage, algorithm.advantage(rollout.reward_NG + penalty))
+    assert overlong(rollout, 10, 0) is None
+    assert overlong(rollout.chosen([False] * 5), 10, 4) is None
+
+
+def test_what_to_watch() -> None:
+    found = health(answered())
+    assert found["reward"] == pytest.approx(sum(map(sum, REWARDS)) / 15)
+    assert found["accuracy"] == pytest.approx(5 / 15)
+    assert found["format"] == pytest.approx(11 / 15)
+    assert found["length"] == pytest.approx(sum(map(sum, LENGTHS)) / 15)
+    assert found["finished"] == pytest.approx(12 / 15)
+    assert (found["groups_all_right"], found["groups_all_wrong"]) == (1 / 5, 3 / 5)
+    spread = [torch.tensor(own).std(correction=0).item() for own in REWARDS]
+    assert found["reward_std"] == pytest.approx(sum(spread) / 5)
+
+
+def test_the_last_tenth_of_the_steps() -> None:
+    rows = [{"reward": float(n), "length": None} for n in range(30)]
+    assert late(rows, ("reward", "length")) == {"reward": 28.0, "length": 0.0}
+    assert late(rows[:4], ("reward",)) == {"reward": 3.0}
