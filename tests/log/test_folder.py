@@ -43,6 +43,7 @@ def test_the_same_settings_go_on(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, "sft", CONFIG)
+    (tmp_path / "metrics.jsonl").touch()
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(UserError) as caught:
         RunFolder.open(tmp_path, "sft", CONFIG | {"lr": 0.2, "video": {"fps": 1.0}})

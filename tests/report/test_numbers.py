@@ -75,7 +75,7 @@ def results_of(sampled: tuple[float, float], greedy: tuple[float, float], split:
         return Change(name, 600, Estimate(was, was, was, 600), Estimate(now, now, now, 600), wide)
 
     line = Headline(64, 600, row("sampled", sampled), row("greedy", greedy), (19.0, 29.0), (1.0, 1.0))
-    return Results("sft", "grpo", line, (), (), (), (), split, (), (), None, Verdict("plain", ""))
+    return Results("sft", "grpo", line, (), (), (), (), split, (), (), None, False, Verdict("plain", ""))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from longtake.cli.demo import BASE_STEPS, FILMS, FRAMES, GRPO_STEPS, SFT_STEPS
 from longtake.data.cache import FrameTier, Quarantine
 from longtake.eval import command as evaluation
-from longtake.log import Log
+from longtake.log import Log, read_json
 from longtake.models.qwen3_vl import Qwen3VL
 from longtake.recipes import difficulty, grpo, sft
 from longtake.records import FramePolicy
@@ -72,7 +72,7 @@ def base(plan: Plan, log: Log) -> None:
         sft.Config(
             rows=plan.rows("base"), model=str(plan.out / "untrained"), out=plan.out / "base", seed=plan.seed,
             steps=plan.steps(BASE_STEPS), batch_by="row", shuffle=False, train_vision=True, checkpoint_every=100,
-            video=plan.video(*FRAMES),
+            video=Video(frames=FRAMES, tier=plan.out / "tier", workers=plan.workers),  # no features: the tower changes
             optim=Optim(lr=3e-3, warmup=20, schedule="cosine", floor=0.1, betas=(0.9, 0.98), weight_decay=0.01),
         ),
         log,
@@ -105,10 +105,17 @@ def sort(plan: Plan, log: Log) -> None:
 
 def reinforce(plan: Plan, log: Log) -> None:
     """GRPO on the medium questions, at 16, 32 and 64 frames."""
+    rows, medium = (
+        plan.out / "difficulty" / "medium.jsonl",
+        read_json(plan.out / "difficulty" / "summary.json")["medium"],
+    )
+    if not medium:  # of a demo on a small scale, which learns nothing
+        rows, medium = plan.rows("rl"), plan.films()["rl"]
+        log.note("no question is of medium difficulty: GRPO asks them all")
     grpo.run(
         grpo.Config(
-            rows=plan.out / "difficulty" / "medium.jsonl", model=str(plan.out / "sft" / "model"), out=plan.out / "grpo",
-            seed=plan.seed, steps=plan.steps(GRPO_STEPS), questions=16, group_size=8, max_tokens=ANSWER,
+            rows=rows, model=str(plan.out / "sft" / "model"), out=plan.out / "grpo", seed=plan.seed,
+            steps=plan.steps(GRPO_STEPS), questions=min(16, medium), group_size=8, max_tokens=ANSWER,
             video=plan.video(16, 32, 64, 64), optim=Optim(lr=3e-4, warmup=0, betas=(0.9, 0.95)),
         ),
         log,

@@ -82,7 +82,7 @@ def processor() -> Check:
     if torch.cuda.is_available():
         return Check("hardware", True, f"{found}, {torch.cuda.get_device_name()}", "", essential=False)
     if this["gpus"]:
-        fix = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+        fix = "install the CUDA build of torch for your driver, as the start page of PyTorch shows"
         return Check("hardware", False, f"{found}; torch cannot use the {this['gpus'][0]}", fix, essential=False)
     return Check("hardware", True, f"{found}, no GPU (enough for the demo and small models)", "", essential=False)
 

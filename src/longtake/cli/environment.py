@@ -9,9 +9,11 @@ trains starts itself again with them. What the user has set stays.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 BEFORE_START = {
     "GOMP_SPINCOUNT": "0",
@@ -29,6 +31,20 @@ def restart(arguments: Sequence[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *arguments], BEFORE_START | os.environ)
+
+
+def open_streams() -> None:
+    """stdout and stderr that take any text."""
+    sys.stdout, sys.stderr = _open(sys.stdout), _open(sys.stderr)
+
+
+def _open(stream: TextIO | None) -> TextIO:
+    """What its encoding lacks is escaped; a stream that the shell closed (`>&-`, then it is None) swallows all."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """`longtake STAGE [file.yaml …] [rows.jsonl …] [--key value …]`: choose the stage, read settings, tell how it ended.
 
-Exit codes: 0 done, 1 failed, 2 wrong settings, 130 interrupted, 141 nobody reads the output any more.
+Exit codes: 0 done, 1 failed, 2 wrong settings, 130 interrupted, 141 nobody reads the output any more, 143 terminated.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -29,24 +30,44 @@ MOST_LINES = 6
 OF_TRAIN = ("torch", "transformers", "safetensors", "tokenizers", "av", "PIL")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler wants its machine back. Handled as Ctrl-C is."""
+
+
 def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
     """Run a command; `argv` None = the words of this process. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     json_output = "--json" in words
     try:
-        real = not {"--help", "-h", "--dry-run"} & set(words)
-        if argv is None and real and words and words[0] in stages and stages[words[0]].trains:
-            environment.restart(sys.orig_argv[1:])
-        return command(words, stages)
-    except ConfigError as error:
-        return tell(str(error), 2, json_output)
-    except UserError as error:
-        return tell(str(error), 1, json_output)
-    except KeyboardInterrupt:
-        return tell(interrupted(words, stages), 130, json_output=False)
+        try:
+            if argv is None:
+                prepare(words, stages)
+            return command(words, stages)
+        except ConfigError as error:
+            return tell(str(error), 2, json_output)
+        except UserError as error:
+            return tell(str(error), 1, json_output)
+        except KeyboardInterrupt as stop:
+            if argv is None:  # what is left to do is quick, and a second Ctrl-C would only make it ugly
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return tell(interrupted(words, stages), 143 if isinstance(stop, Terminated) else 130, json_output)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
         return 141
+
+
+def prepare(words: Sequence[str], stages: Mapping[str, Stage]) -> None:
+    """This process as its command needs it: environment, streams, signals."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    real = not {"--help", "-h", "--dry-run"} & set(words)
+    if real and words and words[0] in stages and stages[words[0]].trains:
+        environment.restart(sys.orig_argv[1:])
+    environment.open_streams()
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def command(words: Sequence[str], stages: Mapping[str, Stage]) -> int:
@@ -103,7 +124,7 @@ def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log) -> int:
         log.clear()
     log.close()
     if log.json_output:
-        print(json.dumps(plain(summary), ensure_ascii=False))
+        print(json.dumps(plain(summary)))
     elif not stage.speaks:
         log.summary(summary)
     sys.stdout.flush()
@@ -115,7 +136,7 @@ def tell(text: str, code: int, json_output: bool) -> int:
     lines = text.splitlines()[:MOST_LINES]
     print("\n".join(lines), file=sys.stderr)
     if json_output:
-        print(json.dumps({"error": text}, ensure_ascii=False))
+        print(json.dumps({"error": text}))
     return code
 
 

@@ -68,20 +68,25 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
     from longtake.engines.local import LocalEngine
     from longtake.eval.summary import summary
     from longtake.records import FramePolicy
+    from longtake.rewards.mix import Mix
     from longtake.runtime.load import load_model, weights_version
     from longtake.train.session import decode, open_films, read_rows
 
-    if (known := begin(log, "eval", config, config.out, fresh=config.fresh, result="eval.json")) is not None:
+    reads = (config.rows, str(config.model))
+    if known := begin(log, "eval", config, config.out, fresh=config.fresh, reads=reads, makes=["eval.json"]):
         return known
+    rows = read_rows(sift_questions, config.rows, config.video, log)
+    Mix({"accuracy": 1.0}).check(rows)
     with log.phase("load"):
         model = load_model(str(config.model), config.dtype)
     films = open_films(model, config.video, config.out, frozen=True)
     more = [FramePolicy(frames=1, max_pixels=config.video.max_pixels)] if "one_frame" in config.controls else []
-    questions = decode(films, read_rows(sift_questions, config.rows, config.video, log), config.video, log, more)
+    questions = decode(films, rows, config.video, log, more)
     engine = LocalEngine(model, films.features, weights_version(model))
     policies = config.video.policies()
     settings = [(policy, "") for policy in policies] + [(policies[-1], control) for control in config.controls]
     outcomes: list[Outcome] = []
+    log.cut_after(0)  # settings that are on disk are told again
     for step, (policy, control) in enumerate(settings, 1):
         frames = policy.frames or 0
         paths = [config.out / "outcomes" / f"{frames}-{way}-{control or 'none'}.jsonl" for way in ("sampled", "greedy")]

@@ -13,6 +13,10 @@ from typing import Any
 
 from longtake.errors import UserError
 
+ESCAPED = (
+    "backslashreplace"  # a file name that is no UTF-8 holds lone surrogates: JSON writes and reads them as \\udcff
+)
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -72,7 +76,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         if path.exists() and not _ends_well(path):
             write_jsonl(path, read_jsonl(path))
         with path.open("ab") as file:
-            file.write(line.encode())
+            file.write(line.encode(errors=ESCAPED))
 
 
 def read_jsonl(path: Path, *, forgive_torn: bool = True) -> list[dict[str, Any]]:
@@ -123,7 +127,7 @@ def _replace(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8", errors=ESCAPED)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)

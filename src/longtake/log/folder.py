@@ -61,14 +61,14 @@ class RunFolder:
                 path.mkdir()
             hold(path)
         config = plain(config)
-        now = {"config": config, "status": RUNNING, "versions": versions(), "machine": machine()}
         run = _same_run(path, stage, config) if file.exists() else None
+        now = {"stage": stage, "config": config, "versions": versions(), "machine": machine()}
         if run is not None:
+            now["status"] = RUNNING
             folder = cls(path, run | now, resumed=True, was_done=run["status"] == DONE)
         else:
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            nothing = {"notes": [], "seconds": {}, "films": {"used": 0, "quarantined": []}}
-            folder = cls(path, {"stage": stage} | now | {"started": started} | nothing)
+            now |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "status": RUNNING, "notes": []}
+            folder = cls(path, now | {"seconds": {}, "films": {"used": 0, "quarantined": []}})
         folder.save()
         return folder
 

@@ -109,11 +109,14 @@ class Log:
         else:
             self._line({**row, "total": total})
 
-    def cut_after(self, step: int) -> None:
-        """Drop metrics of later steps: they were made after the checkpoint from which the run goes on."""
+    def cut_after(self, step: int) -> int:
+        """Drop metrics of later steps, which were made after the checkpoint from which the run goes on: how many."""
         path = self.folder.path / "metrics.jsonl" if self.folder else None
-        if path and path.exists():
-            write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
+        rows = read_jsonl(path) if path and path.exists() else []
+        kept = [row for row in rows if row["step"] <= step]
+        if path and len(kept) < len(rows):
+            write_jsonl(path, kept)
+        return len(rows) - len(kept)
 
     def note(self, text: str) -> None:
         """A sentence worth keeping: shown, and kept in run.json for the report."""

@@ -14,6 +14,7 @@ from longtake.log.folder import DONE, RunFolder
 from longtake.log.log import Log
 
 BLOCK, BLOCKS = 1 << 16, 64  # bytes, and how many of them spread over a file tell two models apart
+TRAINED = ("summary.json", "model/config.json")  # what a training stage makes
 MODEL = (".safetensors", ".json", ".jinja", ".txt")
 
 
@@ -25,19 +26,18 @@ def begin(
     *,
     fresh: bool,
     reads: Sequence[str | Path],
-    result: str = "summary.json",
-    makes: Sequence[str] = (),
+    makes: Sequence[str] = TRAINED,
     mendable: bool = False,
 ) -> dict[str, Any] | None:
-    """Opens the run folder for `log`; of a run that had ended well it returns what it wrote to `result`, else None.
+    """Opens the run folder for `log`; of a run that had ended well it returns its result, else None.
 
-    A run whose `result` or any of what it `makes` (files in the folder) is gone has not ended: it goes on. What it
+    `makes`: files in the folder, the result first; if one of them is gone the run has not ended and goes on. What it
     `reads` may not change under its results; a `mendable` run that has not ended takes the change and says so.
     Raises UserError if `out` holds another run, or one of other contents of `reads`.
     """
     folder = RunFolder.open(out, stage, config.model_dump(mode="json"), fresh=fresh)
     log.open(folder)
-    whole = folder.was_done and all((out / name).exists() for name in (result, *makes))
+    whole = folder.was_done and all((out / name).exists() for name in makes)
     if whole:
         folder.set_status(DONE)
     prints = {str(path): fingerprint(Path(path)) for path in reads}
@@ -48,7 +48,7 @@ def begin(
     for name in changed:
         log.note(f"{name} has changed since this run began; it goes on with what is there now")
     folder.set_reads(prints)
-    return dict(read_json(out / result)) if whole else None
+    return dict(read_json(out / makes[0])) if whole else None
 
 
 def finish(log: Log, summary: dict[str, Any], result: str = "summary.json") -> dict[str, Any]:
@@ -64,12 +64,12 @@ def fingerprint(path: Path) -> str:
 
     "" for what is not there or can be read but once: a hub id, a pipe.
     """
+    whole = path.is_file()
+    files = sorted(file for file in path.iterdir() if file.suffix in MODEL) if path.is_dir() else [path] * whole
     digest = blake2b(digest_size=8)
-    files = sorted(file for file in path.iterdir() if file.suffix in MODEL) if path.is_dir() else [path]
-    whole = not path.is_dir()
     try:
         for file in files:
-            size = file.stat().st_size if file.is_file() else 0
+            size = file.stat().st_size
             digest.update(f"{'' if whole else file.name} {size}".encode(errors="surrogateescape"))
             with file.open("rb") as opened:
                 for start in range(0, size, BLOCK if whole else max(BLOCK, size // BLOCKS)):
@@ -77,4 +77,4 @@ def fingerprint(path: Path) -> str:
                     digest.update(opened.read(BLOCK))
     except OSError:  # whoever is to read it says why it cannot
         return ""
-    return digest.hexdigest() if path.is_file() or files else ""
+    return digest.hexdigest() if files else ""

@@ -51,37 +51,37 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.train.rollout import rollout
     from longtake.train.session import decode, encode, open_films, read_rows
 
-    if (result := begin(log, "difficulty", config, config.out, fresh=config.fresh)) is not None:
-        return result
+    reads, makes = (config.rows, config.model), ("summary.json", *(f"{name}.jsonl" for name in SPLITS))
+    if known := begin(log, "difficulty", config, config.out, fresh=config.fresh, reads=reads, makes=makes):
+        return known
+    reward, rows = Mix({"accuracy": 1.0}), read_rows(sift_questions, config.rows, config.video, log)
+    reward.check(rows)
     with log.phase("load"):
         model = load_model(config.model, config.dtype)
     films = open_films(model, config.video, config.out, frozen=True)
-    questions = decode(films, read_rows(sift_questions, config.rows, config.video, log), config.video, log)
+    questions = decode(films, rows, config.video, log)
     engine = LocalEngine(model, films.features, weights_version(model))
     rates_file = config.out / "rates.jsonl"
     lines = read_jsonl(rates_file) if rates_file.exists() else []
-    known: dict[str, float] = {name: rate for line in lines for name, rate in line["rates"].items()}
+    rates: dict[str, float] = {name: rate for line in lines for name, rate in line["rates"].items()}
 
     starts = range(0, len(questions), config.batch)
     for step, start in enumerate(starts, 1):
         batch = questions[start : start + config.batch]
-        if all(question.id in known for question in batch):
+        if all(question.id in rates for question in batch):
             continue
         looks = [Look(q, config.video.policy(q, keyed(config.seed, "frames", q.id))) for q in batch]
         encode(films, looks, log)
         with log.phase("rollout"):
             heat = [config.temperature] * config.answers
-            seen = rollout(
-                engine, films, looks, heat, Mix({"accuracy": 1.0}), config.max_tokens, config.seed, "difficulty"
-            )
+            seen = rollout(engine, films, looks, heat, reward, config.max_tokens, config.seed, "difficulty")
         if step == 1:
             keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
         for look, scores in zip(looks, seen.scores, strict=True):
-            known[look.question.id] = sum(score.correct is True for score in scores) / config.answers
-        append_jsonl(rates_file, {"batch": step, "rates": {question.id: known[question.id] for question in batch}})
+            rates[look.question.id] = sum(score.correct is True for score in scores) / config.answers
+        append_jsonl(rates_file, {"batch": step, "rates": {question.id: rates[question.id] for question in batch}})
         log.step(step, len(starts), {"accuracy": seen.accuracy})
-    summary = write_splits(config, questions, known)
-    return finish(log, summary)
+    return finish(log, write_splits(config, questions, rates))
 
 
 def write_splits(config: Config, questions: list[Question], rates: dict[str, float]) -> dict[str, Any]:

@@ -65,12 +65,11 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "model", "reward", "accuracy", "length"} (means of the last tenth of the steps)."""
-    from longtake.data.rows import sift_questions
     from longtake.maths.advantage import token_weights
     from longtake.rewards.mix import Mix
     from longtake.train import policy
     from longtake.train.keep import keep
-    from longtake.train.session import decode, open_session, read_rows
+    from longtake.train.session import decode, open_session
     from longtake.train.step import Sums, step_optimizer
 
     on_policy = config.epochs == config.minibatches == 1
@@ -78,10 +77,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     algorithm = policy.choose(config.algorithm, bounds, on_policy)
     reward, heats = Mix(policy.weights_of(config.reward)), (config.temperature,) * config.group_size
     video, optim = config.video, config.optim
-    if (known := begin(log, "grpo", config, config.out, fresh=config.fresh)) is not None:
+    reads = (str(config.rows), config.model, *map(str, reward.files))
+    if known := begin(log, "grpo", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known
+    rows = policy.read_questions(config.rows, config.questions, reward, video, log)
     session = open_session(config.model, config.out, video, optim, log, train_vision=False, dtype=config.dtype)
-    questions = decode(session.films, read_rows(sift_questions, config.rows, video, log), video, log)
+    questions = decode(session.films, rows, video, log)
     sampler = policy.Sampler(
         questions, config.questions, config.refill, video, reward, heats, config.max_tokens, config.seed
     )

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
-from longtake.errors import UserError
 from longtake.log import Log, begin, finish
 from longtake.train.settings import Optim, Video
 
@@ -60,30 +59,30 @@ class Config(Settings):
     def _used(self) -> Config:
         if self.batch_by == "row" and (self.shuffle or "batch" in self.model_fields_set):
             raise ValueError("batch_by row takes the rows as written: set no-shuffle, and no batch")
+        if self.train_vision and self.video.features is not None:
+            raise ValueError("train_vision makes features anew in every step: leave video.features out")
         return self
 
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "reason", "model"}."""
-    from longtake.data.rows import sift_examples, sift_questions
     from longtake.records import FramePolicy
     from longtake.train import supervised
-    from longtake.train.session import decode, encode, open_session, read_rows
+    from longtake.train.session import decode, encode, open_session
     from longtake.train.step import step_optimizer
 
     video, optim, gate = config.video, config.optim, config.gate
-    if (known := begin(log, "sft", config, config.out, fresh=config.fresh)) is not None:
+    reads = (config.rows, config.model, gate.rows or config.rows)
+    if known := begin(log, "sft", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known
-    examples = read_rows(sift_examples, config.rows, video, log)
-    if config.batch_by == "row" and any("batch" not in example.question.row for example in examples):
-        raise UserError("a row has no key `batch`", where=str(config.rows), fix="add it, or use --batch-by count")
+    examples = supervised.read_examples(config.rows, video, log, batched=config.batch_by == "row")
+    held_out = supervised.held_out(gate.rows, video, log)
     session = open_session(
         config.model, config.out, video, optim, log, train_vision=config.train_vision, dtype=config.dtype
     )
     usable = {question.id for question in decode(session.films, [e.question for e in examples], video, log)}
     examples = [example for example in examples if example.question.id in usable]
     asked = FramePolicy(frames=gate.frames, max_pixels=video.max_pixels)
-    held_out = read_rows(sift_questions, gate.rows, video, log) if gate.rows else []
     held_out = decode(session.films, held_out, video, log, [asked])
 
     while session.progress.step < config.steps and not session.progress.done:

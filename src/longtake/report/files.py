@@ -133,6 +133,7 @@ class SummaryFile:
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     blind: Blind = Blind()
+    ceiling: dict[str, float] = field(default_factory=dict)  # frames -> what an ideal observer of them gets right
     max_decodes_per_film: int | None = None
     max_encodes_per_set: int | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from longtake.maths.stats import Estimate, share
@@ -68,6 +68,7 @@ class Results:
     turned: tuple[Turned, ...]  # sampled, or greedy where nothing was sampled
     blind: tuple[BlindRow, ...]
     chance: float | None
+    ceiling: bool  # whether an ideal observer's accuracy is drawn
     verdict: Verdict
 
 
@@ -95,6 +96,7 @@ def results(runs: Sequence[Run], summary: SummaryFile | None, problems: Problems
     plain = [row for row in after.eval.settings if not row.control]
     frames = max(row.frames for row in plain)
     chance = after.eval.chance if after.eval.chance is not None else summary.blind.chance if summary else None
+    ceiling = {int(n): value for n, value in summary.ceiling.items()} if summary else {}
     new = {how: _outcomes(after, how, frames, problems) for how in (SAMPLED, GREEDY)}
     old = {how: _outcomes(before, how, frames, problems) if before else [] for how in (SAMPLED, GREEDY)}
     overall = {how: _overall(how, before, after, frames, old[how], new[how]) for how in (SAMPLED, GREEDY)}
@@ -113,7 +115,7 @@ def results(runs: Sequence[Run], summary: SummaryFile | None, problems: Problems
             (past.chain_length if past else None, main.chain_length),
             (past.format if past else None, main.format),
         ),
-        plots=tuple(plot for how in (SAMPLED, GREEDY) if (plot := _by_frames(how, models, chance))),
+        plots=tuple(plot for how in (SAMPLED, GREEDY) if (plot := _by_frames(how, models, chance, ceiling))),
         legend=tuple((model.tone, model.run.label) for model in reversed(models)),
         panels=_panels(before, after, frames, old, new),
         flips=tuple((how, flips(old[how], new[how])) for how in (SAMPLED, GREEDY) if old[how] and new[how]),
@@ -121,6 +123,7 @@ def results(runs: Sequence[Run], summary: SummaryFile | None, problems: Problems
         turned=turned(old[shared], new[shared], EXAMPLES),
         blind=(rows := _blind(after, frames, shared)),
         chance=chance,
+        ceiling=bool(ceiling),
         verdict=_verdict(rows, chance),
     )
 
@@ -158,8 +161,10 @@ def _overall(
     return Change(how, now.n, _estimate(was) if was else None, _estimate(now), delta)
 
 
-def _by_frames(how: str, models: Sequence[_Model], chance: float | None) -> charts.Plot | None:
-    """Accuracy over frames (log2) with intervals, one line a model."""
+def _by_frames(
+    how: str, models: Sequence[_Model], chance: float | None, ceiling: Mapping[int, float]
+) -> charts.Plot | None:
+    """Accuracy over frames (log2) with intervals, one line a model; chance and an ideal observer beside them."""
     table = {
         id(m): [
             row
@@ -180,6 +185,8 @@ def _by_frames(how: str, models: Sequence[_Model], chance: float | None) -> char
         if chance is not None
         else []
     )
+    if bound := [(n, ceiling[n]) for n in frames if n in ceiling]:
+        traces.append(charts.Trace("ideal observer", "ceiling", charts.path(bound, x, y)))
     for (model, rows), end in zip(lines, ends, strict=True):
         estimates = [(row, _estimate(row)) for row in rows]
         marks = tuple(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from longtake.errors import UserError
@@ -44,11 +45,26 @@ class Mix:
                 raise UserError(f"the weight of the reward {name} must be a finite number, not {weight}")
         self.weights = dict(weights)
         self._rules = {name: _rule(name) for name in weights}
+        self.files = tuple(Path(name.rpartition(":")[0]) for name in weights if is_user(name))
 
     def __call__(self, text: str, question: Question) -> Score:
         """Score of one answer's whole text. Raises UserError where a rule finds no truth in the row to compare with."""
         parts = {name: rule(text, question) for name, rule in self._rules.items()}
         return Score(math.fsum(self.weights[name] * value for name, value in parts.items()), parts)
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raises UserError if a rule of ours finds no truth in a row: now, and not when that row's turn comes."""
+        lacking: list[UserError] = []
+        for question in questions:
+            try:
+                for name in self.weights.keys() & BUILT_IN.keys():
+                    BUILT_IN[name]("", question)
+            except UserError as error:
+                lacking.append(error)
+        if lacking:
+            first = lacking[0]
+            why = "; ".join(filter(None, (first.why, f"so it is with {len(lacking)} of {len(questions)} rows")))
+            raise UserError(first.what, where=first.where, why=why, fix=first.fix)
 
 
 def accuracy(text: str, question: Question) -> float:
@@ -114,5 +130,5 @@ def user_row(question: Question) -> dict[str, Any]:
 def _truth(question: Question, reward: str) -> str:
     if question.answer:
         return question.answer
-    fix = "add `answer` to the row, or drop the reward"
+    fix = "add `answer` to the row, or leave the row out"
     raise UserError(f"the {reward} reward needs a right answer", where=f"row {question.id}", fix=fix)

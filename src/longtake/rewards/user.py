@@ -11,6 +11,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,8 @@ class UserReward:
     def __call__(self, text: str, row: dict[str, Any]) -> float:
         where = f"row {row.get('id', '?')}"
         try:
-            value = self.function(text, row)
+            with redirect_stdout(sys.stderr):  # stdout is for the run's own lines, which programs read
+                value = self.function(text, row)
         except Exception as error:
             raise UserError(f"the reward {self.name} failed", where=where, why=_said(error, self.path)) from error
         if isinstance(value, numbers.Real) and math.isfinite(value):
@@ -86,7 +88,8 @@ def _run(path: Path, name: str) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         # Not importlib: it would leave __pycache__ beside the user's file and trust it by the second.
-        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+        with redirect_stdout(sys.stderr):
+            exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except SyntaxError as error:
         why = f"line {error.lineno}: {(error.text or '').strip()} — {error.msg}"
         raise UserError("the reward's file is not valid Python", where=name, why=why) from None

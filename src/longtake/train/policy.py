@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
 from longtake.config import suggest
+from longtake.data.rows import sift_questions
 from longtake.engines.local import LocalEngine
 from longtake.errors import UserError
 from longtake.log import Log
@@ -24,7 +26,7 @@ from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
 from longtake.train.keys import batch, keyed
 from longtake.train.rollout import Rollout, rollout
-from longtake.train.session import Session, encode
+from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
 from longtake.train.step import Sums, backward, chunks
 
@@ -52,15 +54,29 @@ def choose(name: str, bounds: Mapping[str, float], on_policy: bool) -> Algorithm
 
 def weights_of(names: Sequence[str]) -> dict[str, float]:
     """("accuracy", "format=0.1") → {"accuracy": 1.0, "format": 0.1}. Raises UserError for what is no number."""
-    found = {}
+    found: dict[str, float] = {}
     for text in names:
         name, _, weight = text.partition("=")
+        if name in found:
+            raise UserError(f"the reward {name} is given twice", where="--reward", fix="give it once, with its weight")
         try:
             found[name] = float(weight or 1.0)
         except ValueError:
             why = f"its weight is '{weight}'"
             raise UserError(f"cannot weigh reward {name}", where="--reward", why=why, fix=f"{name}=0.5") from None
     return found
+
+
+def read_questions(path: Path, wanted: int, reward: Mix, video: Video, log: Log) -> list[Question]:
+    """Questions that `reward` can judge, at least the `wanted` of a step: asked twice in one step a question gets the
+    same answers, draw for draw. Raises UserError.
+    """
+    questions = read_rows(sift_questions, path, video, log)
+    reward.check(questions)
+    if (count := len(questions)) < wanted:
+        why = f"a step asks {wanted} different ones"
+        raise UserError(f"only {count} questions to ask", where=str(path), why=why, fix=f"--questions {count}")
+    return questions
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from longtake.errors import UserError
 from longtake.log import writing
 from longtake.protocols import Model
 
@@ -28,15 +32,11 @@ def save(folder: Path, progress: Progress, model: Model, optimizer: torch.optim.
 
     Drops all but the newest `keep`.
     """
-    target, partial = folder / f"{progress.step:06d}", folder / f"{progress.step:06d}.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    with writing(target):
-        partial.mkdir(parents=True)
+    target = folder / f"{progress.step:06d}"
+    with _replacing(target) as partial:
         model.save(partial)
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
         (partial / "progress.json").write_text(json.dumps(asdict(progress)))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
     for old in whole(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -48,18 +48,52 @@ def whole(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> tuple[Progress, Path] | None:
-    """The newest complete checkpoint, None if there is none."""
+    """The newest complete checkpoint, None if there is none. Raises UserError if its progress cannot be read."""
     found = whole(folder)
-    return (Progress(**json.loads((found[-1] / "progress.json").read_text())), found[-1]) if found else None
+    if not found:
+        return None
+    try:
+        return Progress(**json.loads((found[-1] / "progress.json").read_text())), found[-1]
+    except (OSError, ValueError, TypeError) as error:
+        raise damaged(found[-1], f"progress.json: {error}") from error
+
+
+def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Puts the state of a checkpoint into `optimizer`. Raises UserError if it cannot be read."""
+    try:
+        state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise damaged(
+            checkpoint, f"optimizer.pt: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+        ) from error
+
+
+def damaged(checkpoint: Path, why: str) -> UserError:
+    """The error for a checkpoint that cannot be gone on from."""
+    where = "the one before it" if len(whole(checkpoint.parent)) > 1 else "its start"
+    fix = f"delete this folder and run the same command: the run goes on from {where}"
+    return UserError("the checkpoint is damaged", where=str(checkpoint), why=why, fix=fix)
 
 
 def save_model(target: Path, model: Model) -> Path:
     """The trained model as a folder that `--model` and transformers read; an older one is replaced."""
+    with _replacing(target) as partial:
+        model.save(partial)
+    return target
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A folder to write; in the end it becomes `target`. On a failure nothing of it stays and `target` is as it was."""
     partial = target.with_name(target.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     with writing(target):
-        partial.mkdir(parents=True)
-        model.save(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
-    return target
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            shutil.rmtree(target, ignore_errors=True)
+            partial.replace(target)
+        except Exception:  # a full disk gets its space back
+            shutil.rmtree(partial, ignore_errors=True)
+            raise

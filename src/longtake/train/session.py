@@ -55,19 +55,31 @@ def open_session(
     found = resume.latest(folder / "checkpoints")
     progress = found[0] if found else resume.Progress()
     with log.phase("load"):
-        model = load_model(found[1] if found else name, dtype)
+        model = _model(found[1] if found else None, name, dtype)
     for part in model.tower.parameters():
         part.requires_grad_(train_vision)
     params = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
     if found:
-        optimizer.load_state_dict(torch.load(found[1] / "optimizer.pt", weights_only=True))
+        resume.load_optimizer(found[1], optimizer)
         log.note(f"goes on from step {progress.step}")
-    log.cut_after(progress.step)
+    lost = log.cut_after(progress.step)
+    if lost and not found:
+        log.note(f"begins again at step 1: {lost} steps were made but no checkpoint is in {folder / 'checkpoints'}")
     if train_vision:
         log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
     films = open_films(model, video, folder, frozen=not train_vision)
     return Session(model, films, optimizer, params, progress, folder)
+
+
+def _model(checkpoint: Path | None, name: str, dtype: str) -> Model:
+    """The model of a checkpoint, or that of the name if there is none."""
+    if checkpoint is None:
+        return load_model(name, dtype)
+    try:
+        return load_model(checkpoint, dtype)
+    except UserError as error:
+        raise resume.damaged(checkpoint, "; ".join(filter(None, (error.what, error.why)))) from error
 
 
 def read_rows(

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from longtake.data.rows import sift_examples, sift_questions
 from longtake.engines.local import LocalEngine
 from longtake.errors import UserError
 from longtake.log import Log
@@ -20,7 +22,7 @@ from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
 from longtake.train.keys import batch, keyed
 from longtake.train.rollout import rollout
-from longtake.train.session import Session, encode
+from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
 from longtake.train.step import Sums, backward, chunks
 
@@ -84,6 +86,25 @@ def backward_items(session: Session, items: Sequence[Item], row_tokens: int) -> 
         ids = ", ".join(each.prompt.id for each in items[:3])
         raise UserError("a step has nothing to learn: the weights of its rows add up to 0", where=f"rows {ids} …")
     return sums, count
+
+
+def read_examples(path: Path, video: Video, log: Log, *, batched: bool) -> list[Example]:
+    """Rows to learn from; `batched`: each says in its key `batch` which step it belongs to. Raises UserError."""
+    examples = read_rows(sift_examples, path, video, log)
+    lacking = [example.question.id for example in examples if "batch" not in example.question.row]
+    if batched and lacking:
+        where = f"row {lacking[0]} of {path}"
+        raise UserError("a row has no key `batch`", where=where, fix="add it, or use --batch-by count")
+    return examples
+
+
+def held_out(path: Path | None, video: Video, log: Log) -> list[Question]:
+    """The questions of a gate, each with its right answer; none without a file. Raises UserError."""
+    if path is None:
+        return []
+    questions = read_rows(sift_questions, path, video, log)
+    Mix({"accuracy": 1.0}).check(questions)
+    return questions
 
 
 def greedy_accuracy(
