@@ -134,7 +134,7 @@ class Answer:
     """One sampled answer. Example: Answer((7, 2), (-0.1, -0.3), "B", "stop", 11, "sft-400")."""
 
     ids: tuple[int, ...]  # [R] end token included when finish == "stop"
-    logprob: tuple[float, ...]  # [R] as sampled, at temperature 1
+    logprob: tuple[float, ...]  # [R] under the distribution it was sampled from (greedy: temperature 1)
     text: str
     finish: str  # "stop" | "length"
     seed: int

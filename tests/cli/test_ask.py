@@ -53,7 +53,8 @@ def test_an_answer_and_what_was_seen(ask: Ask, world: World) -> None:
 
 def test_the_same_as_json(ask: Ask, world: World) -> None:
     found = answer(ask, world.film(0), "--video.frames", "8")
-    assert found.keys() == {"answer", "finish", "receipt"}
+    assert found.keys() == {"answer", "finish", "unknown_words", "receipt"}
+    assert found["unknown_words"] == []
     assert found["finish"] == "length"
     assert found["receipt"]["indices"] == list(range(8, 128, 16))
     assert found["receipt"]["path"] == str(world.film(0))
@@ -62,10 +63,29 @@ def test_the_same_as_json(ask: Ask, world: World) -> None:
 
 
 def test_greedy_unless_told_otherwise(ask: Ask, world: World) -> None:
-    greedy = [answer(ask, world.film(0), "--seed", str(seed))["answer"] for seed in (0, 1)]
+    greedy = [answer(ask, world.film(0))["answer"] for _ in range(2)]
     warm = [answer(ask, world.film(0), "--temperature", "2", "--seed", str(seed))["answer"] for seed in (0, 1, 1)]
     assert greedy[0] == greedy[1]
     assert warm[0] != warm[1] == warm[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--seed", "1"), "seed has no effect at temperature 0"),
+        (("--video.frames", "8", "16"), "one number of video.frames"),
+        (("--video.workers", "2", "--video.most-failed", "1"), "video.most_failed, video.workers"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(ask: Ask, world: World, words: tuple[str, ...], says: str) -> None:
+    code, _, err = ask(world.film(0), *words)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert says in err
+
+
+def test_words_that_a_small_tokenizer_does_not_know_are_named(ask: Ask, world: World) -> None:
+    _, out, _ = ask(world.film(0), question="where is 球 🎈 球 ?")
+    assert "does not know, read as <|endoftext|>: 球, 🎈\n" in out
 
 
 def test_a_filmstrip_of_what_was_seen(ask: Ask, world: World, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from tests.maths.ragged import layouts, normal, quick
 from tests.plain import attention as plain
 from torch.testing import assert_close
 
-from longtake.maths import attention, varlen
+from longtake.maths import attention, kernels, varlen
 from longtake.records import Layout
 
 EXACT = 1e-12
 HALF = 2e-2  # bfloat16 against float64, whose numbers are of size 1
+DECODED = 1.6e-2  # two roundings to bfloat16 of numbers of size 4; with rounded scores it is several times that
 SCALE = 0.3
 H, K, D = 4, 2, 6
 
@@ -109,6 +110,43 @@ def test_many_ragged_answers_need_few_kernel_calls(monkeypatch):
     assert calls.count("forward") == calls.count("backward") == 3  # prefixes, answers, answers on prefixes
 
 
+def test_a_flash_kernel_runs_where_torch_has_one():
+    half = {torch.float16, torch.bfloat16}
+    for dtype in (*half, torch.float32, torch.float64):
+        assert varlen.has_flash(torch.device("cpu"), dtype)
+        assert varlen.has_flash(torch.device("cuda", 1), dtype) == (dtype in half)
+        assert not varlen.has_flash(torch.device("mps"), dtype)
+
+
+@pytest.mark.parametrize("scores", [1, 500, 2**26])
+def test_the_row_without_a_flash_kernel(monkeypatch, scores):
+    monkeypatch.setattr(varlen, "has_flash", lambda device, dtype: False)
+    monkeypatch.setattr(varlen, "aten", None)
+    monkeypatch.setattr(kernels, "SCORES", scores)
+    layout = Layout(((20, (3, 7, 0, 5)), (20, (9,)), (31, (1, 1)), (6, ()), (0, (3, 2)), (31, (40, 2, 33))))
+    q, k, v, grad = row(layout)
+    compare(
+        attention.shared_prefix_attention(q, k, v, layout, scale=SCALE),
+        plain.shared_prefix(q, k, v, layout, SCALE),
+        (q, k, v),
+        grad,
+    )
+    prefix, answers = split(layout)
+    whole = attention.shared_prefix_attention(q, k, v, layout, scale=SCALE)
+    own, kept = [x[:, :, answers] for x in (q, k, v)], [x[:, :, prefix] for x in (k, v)]
+    got = attention.extend_attention(*own, *kept, layout, scale=SCALE)
+    compare(got, whole[:, :, answers], (q, k, v), grad[:, :, answers])
+
+
+@pytest.mark.parametrize("flash", [True, False])
+def test_a_row_of_no_tokens(monkeypatch, flash):
+    monkeypatch.setattr(varlen, "has_flash", lambda device, dtype: flash)
+    q, k, v, grad = row(Layout(((0, ()),)))
+    got = attention.shared_prefix_attention(q, k, v, Layout(((0, ()),)), scale=SCALE)
+    assert got.shape == (1, H, 0, D)
+    assert [x.shape for x in torch.autograd.grad(got, (q, k, v), grad)] == [x.shape for x in (q, k, v)]
+
+
 def test_a_wrong_layout_is_refused():
     q, k, v, _ = row(Layout(((3, (2,)),)))
     with pytest.raises(ValueError, match="the row holds 5 tokens, its layout 6"):
@@ -139,6 +177,21 @@ def test_decode_equals_the_last_row_of_causal_attention(own):
         )
         queries = torch.cat([torch.zeros(len(k) - 1, H, D, dtype=torch.float64), q[i].transpose(0, 1)])
         assert_close(got[i, :, 0], plain.causal(queries, k, v, SCALE)[-1], rtol=EXACT, atol=EXACT)
+
+
+def test_decode_takes_half_precision_to_float32_scores():
+    """Scores of size 50 rounded to bfloat16 would be off by up to an eighth, and shares by that factor."""
+    prefix_k, prefix_v, own_k, own_v = (
+        normal(i, n, K, t, 64).detach().bfloat16() for i, (n, t) in enumerate(((2, 90), (2, 90), (6, 5), (6, 5)))
+    )
+    q, lengths = normal(4, 6, H, 1, 64).detach().bfloat16(), torch.tensor([90, 41])
+    parts = (q, prefix_k, prefix_v, own_k, own_v)
+    got, exact = (
+        attention.decode_attention(a, b, c, lengths, d, e, scale=2.0)
+        for a, b, c, d, e in (parts, [x.double() for x in parts])
+    )
+    assert got.dtype == torch.bfloat16
+    assert float((got.double() - exact).abs().max()) < DECODED
 
 
 def test_decode_refuses_uneven_questions():

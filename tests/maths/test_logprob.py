@@ -17,11 +17,12 @@ def world():
     return hidden, weight, torch.arange(R) * 5 % V, normal(2, R).detach()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("rows", [1, 4, 13, 100])
-def test_equals_its_twin_however_it_is_sliced(rows):
+def test_equals_its_twin_however_it_is_sliced(rows, temperature):
     hidden, weight, target, share = world()
-    scored = score_tokens(lambda h: h @ weight.T, hidden, target, rows=rows)
-    logprob, entropy = plain.score_tokens(lambda h: h @ weight.T, hidden, target)
+    scored = score_tokens(lambda h: h @ weight.T, hidden, target, temperature=temperature, rows=rows)
+    logprob, entropy = plain.score_tokens(lambda h: h @ weight.T, hidden, target, temperature)
     assert_close(scored.logprob_R, logprob, rtol=EXACT, atol=EXACT)
     assert_close(scored.entropy_R, entropy, rtol=EXACT, atol=EXACT)
     got = torch.autograd.grad((scored.logprob_R * share).sum(), (hidden, weight))
@@ -29,6 +30,19 @@ def test_equals_its_twin_however_it_is_sliced(rows):
     for a, b in zip(got, want, strict=True):
         assert_close(a, b, rtol=EXACT, atol=EXACT)
     assert not scored.entropy_R.requires_grad
+
+
+def test_temperature_is_1_unless_said():
+    hidden, weight, target, _ = world()
+    one, unsaid = (score_tokens(lambda h: h @ weight.T, hidden, target, **said) for said in ({"temperature": 1.0}, {}))
+    assert torch.equal(one.logprob_R, unsaid.logprob_R)
+    assert torch.equal(one.entropy_R, unsaid.entropy_R)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_temperatures_without_a_distribution_are_refused(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be above 0 and finite, got {temperature}"):
+        score_tokens(lambda h: h, torch.zeros(2, 3), torch.tensor([0, 1]), temperature=temperature)
 
 
 def test_at_most_a_slice_of_logits_is_made_and_none_is_kept():

@@ -3,10 +3,10 @@
 import torch
 
 
-def score_tokens(head, hidden, target):
+def score_tokens(head, hidden, target, temperature=1.0):
     logprobs, entropies = [], []
     for h, t in zip(hidden, target, strict=True):
-        p = torch.exp(head(h[None])[0])
+        p = torch.exp(head(h[None])[0]) ** (1 / temperature)
         p = p / p.sum()
         logprobs.append(torch.log(p[t]))
         entropies.append(-sum(x * torch.log(x) for x in p))

@@ -85,6 +85,8 @@ def test_it_learns(config: Make) -> None:
     loss = [row["loss"] for row in read_jsonl(config().out / "metrics.jsonl")]
     assert loss[-1] < loss[0] / 2
     assert (done["steps"], done["reason"]) == (30, "all steps made")
+    (saved,) = map(read_json, config().out.glob("checkpoints/*/progress.json"))
+    assert (saved["step"], saved["taken"]) == (30, 4 * 30)
     told = read_json(config().out / "run.json")
     assert (told["status"], told["films"]["used"]) == ("done", 8)
     assert {"load", "decode", "encode", "update"} <= told["seconds"].keys()

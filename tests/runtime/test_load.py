@@ -11,6 +11,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from tests.models import tiny
 
 from longtake.errors import UserError
+from longtake.runtime.hub import PATIENCE
 from longtake.runtime.load import load_model, tower_fingerprint, weights_version
 
 
@@ -134,7 +135,7 @@ def test_constants_where_transformers_5_saves_them(copy):
 
 
 def answer(error):
-    def download(name, **_):
+    def download(*_, **__):
         raise error
 
     return download
@@ -154,6 +155,7 @@ def response():
     ],
 )
 def test_the_hub(monkeypatch, error, says):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer(error))
     text = refused("Qwen/Qwen3-VL-2B-Instruct")
     assert says in text
@@ -162,9 +164,22 @@ def test_the_hub(monkeypatch, error, says):
 
 def test_a_hub_id_loads_like_a_folder(monkeypatch, folder):
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: asked.append((name, timeout)))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **how: asked.append(how["local_files_only"]) or str(folder)
+    )
     assert load_model("someone/tiny", device="cpu").family == "qwen3_vl"
-    assert asked == ["someone/tiny"]
+    assert asked == [("someone/tiny", PATIENCE), False]
+
+
+def test_without_the_hub_what_was_downloaded_before_is_used(monkeypatch, folder):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", answer(ConnectionError("no route to host")))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, local_files_only, **_: local_files_only and str(folder)
+    )
+    assert load_model("someone/tiny", device="cpu").family == "qwen3_vl"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer(LocalEntryNotFoundError("not in the cache")))
+    assert "no route to host" in refused("someone/tiny")
 
 
 def test_names_of_weights_follow_the_weights(folder):

@@ -89,6 +89,11 @@ def test_no_letter_and_no_option_is_a_better_guess(kind: str) -> None:
         assert uniform(map(guess, stories), options)
 
 
+def test_options_come_in_any_order() -> None:
+    for kind, orders in (("spatial", 6), ("goal", 24)):
+        assert uniform((story.options for story in of_kind(kind)), orders)
+
+
 def test_no_answer_is_a_better_guess_for_a_question() -> None:
     by_question: dict[str, list[Scene]] = {}
     for story in STORIES:

@@ -53,7 +53,7 @@ def test_all_that_may_be_drawn_is_known_before() -> None:
     ],
 )
 def test_a_rows_own_policy_goes_first(own: FramePolicy | None, frames: int, want: FramePolicy) -> None:
-    assert merged(own, FramePolicy(frames=frames, max_pixels=50)) == want
+    assert merged(own, FramePolicy(frames=frames, max_pixels=50), 768) == want
 
 
 def test_frames_a_second_instead_of_frames() -> None:

@@ -129,6 +129,8 @@ def test_tokens_of_weight_0_teach_nothing(grads, items):
 
 def test_entropy_is_that_of_the_tokens_that_count(grads, items, model):
     sums, _ = grads(items, cross_entropy)
+    turned = [(p, ids, [[-w for w in own] for own in weights], old) for p, ids, weights, old in items]
+    close(grads(turned, cross_entropy)[0].entropy, sums.entropy)  # a mistake's tokens count as well
     assert 0 < sums.means()["entropy"] < torch.log(torch.tensor(float(len(model.tokenizer))))
     idle = [(p, ids, [[0.0] * len(own) for own in ids], old) for p, ids, _, old in items]
     none, _ = grads(idle, cross_entropy)

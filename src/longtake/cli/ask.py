@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtake.config import Settings
 from longtake.errors import UserError
 from longtake.log import Log
-from longtake.train.settings import Video
+from longtake.train.settings import Dtype, Video
 
 if TYPE_CHECKING:
     from longtake.records import Receipt
@@ -27,22 +27,36 @@ class Config(Settings):
     temperature: float = Field(0.0, ge=0, description="0 = the likeliest answer")
     max_tokens: int = Field(512, ge=1, description="longest answer")
     strip: Path | None = Field(None, description="write a filmstrip of what was seen to this jpg")
-    dtype: str = Field("auto", description="auto (as saved), float32 or bfloat16")
+    dtype: Dtype = Field("auto", description="of the weights; auto = as saved")
     seed: int = Field(0, description="of sampling, above temperature 0")
     video: Video = Field(Video(), description="which frames are looked at")
 
+    @model_validator(mode="after")
+    def _used(self) -> Config:
+        if idle := {"root", "workers", "features", "most_failed"} & self.video.model_fields_set:
+            raise ValueError(f"has no effect on one film: video.{', video.'.join(sorted(idle))}")
+        if len(self.video.frames) > 1:
+            raise ValueError("the film is looked at once: give one number of video.frames")
+        if self.temperature == 0 and "seed" in self.model_fields_set:
+            raise ValueError("seed has no effect at temperature 0: leave it out, or raise temperature")
+        return self
+
 
 def run(config: Config, log: Log) -> dict[str, Any]:
-    """Returns {"answer", "finish", "receipt"}."""
+    """Returns {"answer", "finish", "unknown_words", "receipt"}."""
     from longtake.data.cache import FrameTier, Quarantine
+    from longtake.data.damage import fault
     from longtake.data.strip import save_strip
     from longtake.engines.local import LocalEngine
     from longtake.records import Draw, Question
     from longtake.runtime.films import Films, Look
     from longtake.runtime.load import load_model
+    from longtake.runtime.words import unknown
 
     if not config.question.strip():
         raise UserError("the question is empty", fix='longtake ask film.mp4 "What happens?" --model …')
+    if wrong := fault(config.film):  # a model may take minutes to load
+        raise UserError(wrong[0], where=str(config.film), why=wrong[1], fix=wrong[2])
     model = load_model(config.model, config.dtype)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -57,9 +71,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             save_strip(films.frames(look), config.strip)
     assert prompt.receipt is not None
     log.say(f"{answer.text}\n\n{told(prompt.receipt)}")
+    if strange := unknown(model.tokenizer, config.question):
+        log.say(f"words the model does not know, read as {model.tokenizer.unk_token}: {', '.join(strange)}")
     if answer.finish == "length":
         log.say(f"the answer was cut at {config.max_tokens} tokens: raise --max-tokens")
-    return {"answer": answer.text, "finish": answer.finish, "receipt": asdict(prompt.receipt)}
+    found = {"answer": answer.text, "finish": answer.finish, "unknown_words": strange}
+    return found | {"receipt": asdict(prompt.receipt)}
 
 
 def told(receipt: Receipt) -> str:

@@ -84,7 +84,7 @@ def tune(plan: Plan, log: Log) -> None:
     sft.run(
         sft.Config(
             rows=plan.rows("sft"), model=str(plan.out / "base" / "model"), out=plan.out / "sft", seed=plan.seed,
-            steps=plan.steps(SFT_STEPS), batch=32, video=plan.video(8, 16, 32, 32, 64, 64),
+            steps=plan.steps(SFT_STEPS), batch=min(32, plan.films()["sft"]), video=plan.video(8, 16, 32, 32, 64, 64),
             optim=Optim(lr=1.5e-3, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01),
             gate=sft.Gate(rows=plan.rows("gate"), accuracy=0.85, frames=64, every=50, max_tokens=ANSWER),
         ),

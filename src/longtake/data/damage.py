@@ -22,8 +22,11 @@ def fault(path: Path) -> tuple[str, str, str] | None:
     size = path.stat().st_size
     if size == 0:
         return "the film is empty", "the file has 0 bytes", _AGAIN
-    with path.open("rb") as file:
-        head = file.read(SNIFF)
+    try:
+        with path.open("rb") as file:
+            head = file.read(SNIFF)
+    except OSError as error:
+        return "the film cannot be opened", (error.strerror or str(error)).lower(), "check who may read it"
     if set(head) <= _TEXT:
         line = head.decode("utf-8", "replace").strip().splitlines()
         return "this is a text, not a film", f"it begins with {(line[0][:60] if line else '')!r}", _AGAIN

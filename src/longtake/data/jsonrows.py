@@ -43,7 +43,8 @@ class Numbered:
 
 def numbered_rows(path: Path) -> list[Numbered]:
     """All rows of a file, unreadable ones with their flaw. Raises UserError where the whole file is none."""
-    text = _text(path).strip()
+    raw = _text(path)
+    text = raw.strip()
     if not text:
         raise UserError(
             "the file holds no rows", where=str(path), fix="give JSONL, one row a line, or a JSON list of rows"
@@ -52,15 +53,22 @@ def numbered_rows(path: Path) -> list[Numbered]:
         whole = json.loads(text, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         if text.startswith("{") and text.split("\n", 1)[0].strip() != "{":  # else a pretty-printed document
-            return list(_lines(_text(path)))
+            return list(_lines(raw))  # not stripped: lines are counted
         fix = "give JSONL, one row a line, or a JSON list of rows"
         raise UserError("the file is not JSON", where=f"{path}:{error.lineno}", why=error.msg, fix=fix) from None
-    return [
-        Numbered(place, row, "")
-        if isinstance(row, dict)
-        else Numbered(place, {}, f"a row is an object {{…}}, not {row!r:.60}")
-        for place, row in enumerate(_list_in(whole, path), start=1)
-    ]
+    return [_numbered(place, row, text) for place, row in enumerate(_list_in(whole, path), start=1)]
+
+
+def _numbered(place: int, row: Any, source: str) -> Numbered:
+    """A row and what is wrong with it before anybody looks at its keys; `source` is JSON that it was read from."""
+    if not isinstance(row, dict):
+        return Numbered(place, {}, f"a row is an object {{…}}, not {row!r:.60}")
+    if "\\ud" in source.lower():  # escapes of characters beyond 16 bits, in pairs: a text cut between the two is none
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return Numbered(place, row, f"half a character in the text: {error.object[error.start]!a}")
+    return Numbered(place, row, "")
 
 
 def _text(path: Path) -> str:
@@ -89,8 +97,7 @@ def _lines(text: str) -> Iterator[Numbered]:
         except json.JSONDecodeError as error:
             yield Numbered(place, {}, f"not JSON: {error.msg} at column {error.colno}")
             continue
-        flaw = "" if isinstance(row, dict) else f"a row is an object {{…}}, not {row!r:.60}"
-        yield Numbered(place, row if isinstance(row, dict) else {}, flaw)
+        yield _numbered(place, row, line)
 
 
 def _list_in(whole: Any, path: Path) -> list[Any]:

@@ -30,9 +30,10 @@ def canonical(question: Question, folder: Path) -> dict[str, Any]:
         )
     content.append({"type": "text", "text": question.text})
     row = {key: value for key, value in question.row.items() if key not in ("messages", "weight")}
+    answered = [turn for turn in question.row.get("messages", []) if turn["role"] == "assistant"]
     known = {
         "id": question.id,
-        "messages": [{"role": "user", "content": content}],
+        "messages": [{"role": "user", "content": content}, *answered],
         "options": list(question.options),
         "answer": question.answer,
         "kind": question.kind,

@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longtake.errors import UserError
 from longtake.maths.attention import decode_attention, shared_prefix_attention
 from longtake.protocols import Model
 from longtake.records import Answer, Draw, Features, Group, Layout, Prompt
 from longtake.runtime.features import fill
 
 FeaturesOf = Callable[[Sequence[str]], list[Features]]
+
+
+FIRST = 64  # answer tokens there is room for at first; the room doubles as answers grow
 
 
 class Prefill:
@@ -41,11 +45,15 @@ class Decode:
         self.length_N = torch.tensor(lengths, device=prefill.kept[0][0].device)
         self.prefix = [(_padded(k, lengths), _padded(v, lengths)) for k, v in prefill.kept]
         heads, _, width = prefill.kept[0][0].shape
-        shape = (len(lengths) * answers, heads, most, width)
+        shape = (len(lengths) * answers, heads, min(most, FIRST), width)
         self.own = [(k.new_empty(shape), v.new_empty(shape)) for k, v in prefill.kept]
-        self.at = 0
+        self.at, self.most = 0, most
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if self.at == self.own[layer][0].shape[2]:
+            more = min(self.most, 2 * self.at) - self.at
+            grown = [torch.cat([x, x.new_empty(*x.shape[:2], more, x.shape[3])], 2) for x in self.own[layer]]
+            self.own[layer] = (grown[0], grown[1])
         for kept, new in zip(self.own[layer], (k, v), strict=True):
             kept[:, :, self.at] = new[0].transpose(0, 1)
         own_k, own_v = (kept[:, :, : self.at + 1] for kept in self.own[layer])
@@ -77,7 +85,7 @@ class LocalEngine:
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
         """[N] groups; every prompt has the same number of draws, and an answer depends on its own draw's seed alone.
 
-        Raises ValueError for ragged draws.
+        Raises ValueError for ragged draws, UserError for a model whose numbers are not finite.
         """
         if len({len(own) for own in draws}) > 1:
             raise ValueError("every prompt needs the same number of draws in one call")
@@ -98,6 +106,9 @@ class LocalEngine:
         per_prompt = len(draws[0])
         hidden_NE, decode = self._prefill(prompts, per_prompt, max_tokens)
         logits = self.model.head(hidden_NE).repeat_interleave(per_prompt, 0)
+        if not logits.isfinite().all():
+            why, fix = "its weights are damaged, or too large for their dtype", "try --dtype float32"
+            raise UserError("the model computes no finite numbers", why=why, fix=fix)
         position = torch.tensor(
             [int(p.position_3P.max()) + 1 for p in prompts], device=logits.device
         ).repeat_interleave(per_prompt)
@@ -112,7 +123,8 @@ class LocalEngine:
         for step in range(max_tokens):
             next_A = sample(logits, heat_A1, chance_At[:, step])
             ids.append(next_A)
-            logprobs.append(logits.log_softmax(-1).gather(1, next_A[:, None])[:, 0])
+            policy_AV = (logits / torch.where(heat_A1 > 0, heat_A1, 1)).log_softmax(-1)
+            logprobs.append(policy_AV.gather(1, next_A[:, None])[:, 0])
             done_A |= torch.isin(next_A, ends)
             if done_A.all() or step == max_tokens - 1:
                 break

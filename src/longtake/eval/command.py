@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
-from longtake.log import Log, begin, finish, read_jsonl
+from longtake.errors import UserError
+from longtake.log import Log, append_jsonl, begin, finish, read_jsonl
 from longtake.log.files import write_jsonl
-from longtake.train.settings import Video
+from longtake.train.settings import Dtype, Video
 
 if TYPE_CHECKING:
     from longtake.engines.local import LocalEngine
     from longtake.eval.summary import Outcome
     from longtake.records import FramePolicy, Question
-    from longtake.runtime.films import Films
+    from longtake.runtime.films import Films, Look
 
 
 class Config(Settings):
@@ -33,11 +34,11 @@ class Config(Settings):
     fresh: bool = Field(False, description="move an older run in `out` aside and begin again")
     temperature: float = Field(1.0, gt=0, description="of the sampled answer; the greedy one always comes with it")
     controls: tuple[Literal["no_video", "shuffled", "one_frame"], ...] = Field(
-        (), description="blind controls, at most frames"
+        (), description="blind controls, at the largest number of frames"
     )
     max_tokens: int = Field(1024, ge=1, description="longest answer")
     batch: int = Field(100, ge=1, description="questions answered together")
-    dtype: str = Field("auto", description="auto (as saved), float32 or bfloat16")
+    dtype: Dtype = Field("auto", description="of the weights; auto = as saved")
     seed: int = Field(0, description="of sampling and of the surface model's folds")
     video: Video = Field(Video(), description="every number in frames is evaluated")
 
@@ -45,6 +46,8 @@ class Config(Settings):
     def _used(self) -> Config:
         if self.blind and (idle := self.model_fields_set - {"rows", "blind", "seed"}):
             raise ValueError(f"--blind looks at no film and asks no model: leave out {', '.join(sorted(idle))}")
+        if len(set(self.controls)) < len(self.controls):
+            raise ValueError("controls: each at most once")
         if not self.blind and self.model is None:
             raise ValueError("model is missing: name a hub id or folder, or use --blind")
         return self
@@ -67,7 +70,7 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
     from longtake.data.rows import sift_questions
     from longtake.engines.local import LocalEngine
     from longtake.eval.summary import summary
-    from longtake.records import FramePolicy
+    from longtake.eval.table import table
     from longtake.rewards.mix import Mix
     from longtake.runtime.load import load_model, weights_version
     from longtake.train.session import decode, open_films, read_rows
@@ -80,11 +83,15 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
     with log.phase("load"):
         model = load_model(str(config.model), config.dtype)
     films = open_films(model, config.video, config.out, frozen=True)
-    more = [FramePolicy(frames=1, max_pixels=config.video.max_pixels)] if "one_frame" in config.controls else []
-    questions = decode(films, rows, config.video, log, more)
-    engine = LocalEngine(model, films.features, weights_version(model))
     policies = config.video.policies()
     settings = [(policy, "") for policy in policies] + [(policies[-1], control) for control in config.controls]
+    questions = decode(
+        films, rows, config.video, log, lambda q: [look.seen()[1] for look in looks(config, [q], settings)]
+    )
+    if len(policies) > 1 and (fixed := [q.id for q in questions if q.policy and (q.policy.frames or q.policy.fps)]):
+        why = f"row {fixed[0]} says how many frames it wants, so every number of frames would be the same question"
+        raise UserError("the rows fix their own frames", where=str(config.rows), why=why, fix="one --video.frames")
+    engine = LocalEngine(model, films.features, weights_version(model))
     outcomes: list[Outcome] = []
     log.cut_after(0)  # settings that are on disk are told again
     for step, (policy, control) in enumerate(settings, 1):
@@ -98,7 +105,22 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
         sampled = [o.correct for o in found if o.temperature]
         log.step(step, len(settings), {"frames": float(frames), "accuracy": sum(sampled) / len(sampled)})
     result = summary(str(config.model), outcomes)
+    if chances := [1 / len(question.options) for question in questions if question.options]:
+        result["chance"] = sum(chances) / len(chances)
+    log.say(table(result))
     return finish(log, result, "eval.json")
+
+
+def looks(config: Config, questions: list[Question], settings: list[tuple[FramePolicy, Any]]) -> list[Look]:
+    """Every question in every setting; a question without a film is in no control: it is blind as it is."""
+    from longtake.runtime.films import Look
+
+    return [
+        Look(question, config.video.merged(question.policy, policy), control)
+        for policy, control in settings
+        for question in questions
+        if question.video is not None or not control
+    ]
 
 
 def _setting(
@@ -115,20 +137,25 @@ def _setting(
     from longtake.eval.summary import Outcome
     from longtake.rewards.extract import result
     from longtake.rewards.mix import Mix
-    from longtake.runtime.films import Look
     from longtake.train.rollout import rollout
     from longtake.train.session import encode
-    from longtake.train.settings import merged
 
-    looks = [Look(q, merged(q.policy, policy), control) for q in questions]
-    encode(films, looks, log)
+    asked = looks(config, questions, [(policy, control)])
+    encode(films, asked, log)
     heats = (config.temperature, 0.0)
-    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for start in range(0, len(looks), config.batch):
+    parts = [path.with_suffix(".part.jsonl") for path in paths]
+    paths[0].parent.mkdir(exist_ok=True)
+    rows = [read_jsonl(part) if part.exists() else [] for part in parts]
+    done = (
+        min(map(len, rows)) // config.batch * config.batch
+    )  # batches are made again whole: their numbers depend on it
+    for part, own in zip(parts, rows, strict=True):
+        write_jsonl(part, own[:done])
+    for start in range(done, len(asked), config.batch):
         with log.phase("answer"):
-            part = looks[start : start + config.batch]
+            batch = asked[start : start + config.batch]
             key = (config.seed, "eval", policy, control)
-            seen = rollout(engine, films, part, heats, Mix({"format": 1.0}), config.max_tokens, *key)
+            seen = rollout(engine, films, batch, heats, Mix({"format": 1.0}), config.max_tokens, *key)
         for look, group, scores in zip(seen.looks, seen.groups, seen.scores, strict=True):
             question, receipt = look.question, group.prompt.receipt
             for place, (answer, score) in enumerate(zip(group.answers, scores, strict=True)):
@@ -145,12 +172,11 @@ def _setting(
                     heats[place],
                     control,
                 )
-                rows[place].append(asdict(outcome) | {"receipt": receipt and asdict(receipt)})
-        log.show("questions", start + len(part), len(looks), f"{policy.frames or 'own'} frames {control}")
-    for path, own in zip(paths, rows, strict=True):
-        path.parent.mkdir(exist_ok=True)
-        write_jsonl(path, own)
-    return [_read(row) for own in rows for row in own]
+                append_jsonl(parts[place], asdict(outcome) | {"receipt": receipt and asdict(receipt)})
+        log.show("questions", start + len(batch), len(asked), f"{policy.frames or 'own'} frames {control}")
+    for part, path in zip(parts, paths, strict=True):
+        part.replace(path)
+    return [_read(row) for path in paths for row in read_jsonl(path)]
 
 
 def _read(row: dict[str, Any]) -> Outcome:

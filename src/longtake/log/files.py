@@ -13,6 +13,8 @@ from typing import Any
 
 from longtake.errors import UserError
 
+REFUSALS = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+REFUSALS |= {errno.ENAMETOOLONG, errno.ELOOP}
 ESCAPED = (
     "backslashreplace"  # a file name that is no UTF-8 holds lone surrogates: JSON writes and reads them as \\udcff
 )
@@ -27,9 +29,9 @@ def writing(path: Path) -> Iterator[None]:
         if disk_full(error):
             raise full(path) from error
         number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if number in REFUSALS:
             why = (os.strerror(number)).lower()
-            raise UserError("cannot write here", where=str(path), why=why, fix="choose another --out") from error
+            raise UserError("cannot write here", where=str(path), why=why, fix="choose another place") from error
         raise
 
 
@@ -50,7 +52,8 @@ def full(path: Path) -> UserError:
 
 def unreadable(path: Path, error: OSError) -> UserError:
     """The error for a file that cannot be opened."""
-    return UserError("cannot read the file", where=str(path), why=(error.strerror or str(error)).lower())
+    why, fix = (error.strerror or str(error)).lower(), "check that it is there and may be read"
+    return UserError("cannot read the file", where=str(path), why=why, fix=fix)
 
 
 def write_json_atomic(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -99,7 +102,7 @@ def read_jsonl(path: Path, *, forgive_torn: bool = True) -> list[dict[str, Any]]
         except ValueError as error:  # bad JSON or bad UTF-8
             if forgive_torn and number == len(lines):
                 break
-            raise UserError("a line is not JSON", where=where, why=str(error)) from error
+            raise UserError("a line is not JSON", where=where, why=str(error), fix="mend or delete it") from error
         if not isinstance(row, dict):
             raise UserError("a line is not a JSON object", where=where, why=f"it begins with {line[:40]!r}")
         rows.append(row)

@@ -61,6 +61,8 @@ class RunFolder:
                 path.mkdir()
             hold(path)
         config = plain(config)
+        if not file.exists():
+            refuse_strange(path)
         run = _same_run(path, stage, config) if file.exists() else None
         now = {"stage": stage, "config": config, "versions": versions(), "machine": machine()}
         if run is not None:
@@ -125,6 +127,14 @@ class RunFolder:
 
 def _begun(path: Path) -> bool:
     return any((path / name).exists() for name in RESULTS)
+
+
+def refuse_strange(path: Path) -> None:
+    """Raise AnotherRun if a folder without run.json holds what a run would write over or go on from."""
+    for name in ("model", "checkpoints", "metrics.jsonl", "outcomes"):
+        if (path / name).exists():
+            why, fix = f"there is {name}, but no run.json", "choose another --out"
+            raise AnotherRun("the folder holds something that is no run", where=str(path), why=why, fix=fix)
 
 
 def _same_run(path: Path, stage: str, config: Mapping[str, Any]) -> dict[str, Any] | None:

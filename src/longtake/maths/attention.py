@@ -201,8 +201,8 @@ def decode_attention(
     """One new token of every answer, on its question's prefix (padded at the end to P) and its own t tokens, itself
     included.
 
-    Answers of one question are neighbours. Prefix keys and values are read in place, once a question. No
-    gradient is needed.
+    Answers of one question are neighbours; none copies its prefix. Half precision: scores and softmax in float32 (for
+    which the keys are widened), the shares rounded again to meet the values, as in flash kernels. No gradient is needed.
     """
     questions, kv_heads, longest, width = prefix_k.shape
     rows, heads = q.shape[:2]
@@ -210,13 +210,14 @@ def decode_attention(
     if answers * questions != rows or own_k.shape[0] != rows:
         raise ValueError(f"{rows} queries and {own_k.shape[0]} answers do not share {questions} questions evenly")
     # [N, K, G * heads of one key head, …] against the prefix; [N * G, K, heads of one key head, …] against own tokens
-    own_q = q.reshape(rows, kv_heads, heads // kv_heads, width) * scale
+    exact = torch.promote_types(q.dtype, torch.float32)
+    own_q = q.to(exact).reshape(rows, kv_heads, heads // kv_heads, width) * scale
     prefix_q = _by_question(own_q, questions)
-    prefix_score = prefix_q @ prefix_k.transpose(-1, -2)
+    prefix_score = prefix_q @ prefix_k.to(exact).mT
     beyond = torch.arange(longest, device=q.device) >= prefix_length_N[:, None]
     prefix_score = prefix_score.masked_fill(beyond[:, None, None], -torch.inf)
-    own_score = _by_question(own_q @ own_k.transpose(-1, -2), questions)
-    share = torch.cat([prefix_score, own_score], -1).softmax(-1)
+    own_score = _by_question(own_q @ own_k.to(exact).mT, questions)
+    share = torch.cat([prefix_score, own_score], -1).softmax(-1).to(q.dtype)
     out = _by_answer(share[..., :longest] @ prefix_v, answers) + _by_answer(share[..., longest:], answers) @ own_v
     return out.reshape(rows, heads, 1, width)
 

@@ -1,11 +1,14 @@
-"""Attention of ragged spans in few kernel calls, forward and backward: the two kernels under shared-prefix attention.
+"""Attention of ragged spans in few kernel calls, forward and backward: the kernels under shared-prefix attention.
 
 A span is a run of query tokens that reads a run of key tokens, either causally (the runs are equally long) or all of
 it. T query tokens, U key tokens, H heads, K key/value heads, D head width; b spans of m queries, n keys share a call.
 
-CPU: spans of similar length are one batched call of aten's flash op; queries are padded at their end, causal keys too.
-That is exact: no real query reads a padded key, and a padded query has LSE = +inf, hence P = exp(S - LSE) = 0.
-CUDA: aten's varlen flash op on cumulative lengths. It has not been run: no GPU was at hand when it was written.
+Spans of similar length are one batched call; queries are padded at their end, causal keys too. That is exact: no real
+query reads a padded key, and a padded query has LSE = +inf, hence P = exp(S - LSE) = 0. The call is
+  on the CPU, any dtype: aten's flash op for the CPU;
+  on CUDA in float16 or bfloat16, the dtypes of its flash kernels: instead one call of aten's varlen flash op for all;
+  elsewhere (CUDA in float32 or float64, MPS in any dtype): the plain matrix products of `kernels`.
+Nothing has run on CUDA or MPS yet: no GPU was at hand. The plain products were checked against aten's op on the CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from longtake.maths import kernels
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -27,7 +32,7 @@ Span = tuple[int, int, int, int]  # query start, query length, key start, key le
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Spans of one CPU kernel call, as places (int64) to gather."""
+    """Spans of one batched kernel call, as places (int64) to gather."""
 
     spans: int  # b
     query: Tensor  # [b * m] places in T; padding reads place 0
@@ -106,6 +111,11 @@ def _ends(lengths: list[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
+def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether aten has a flash kernel for it. Otherwise `kernels` computes."""
+    return device.type == "cpu" or (device.type == "cuda" and dtype in (torch.float16, torch.bfloat16))
+
+
 def forward(
     q_THD: Float[Tensor, "T H D"],
     k_UKD: Float[Tensor, "U K D"],
@@ -114,13 +124,17 @@ def forward(
     scale: float,
 ) -> tuple[Float[Tensor, "Tc H D"], Float[Tensor, "Tc H"]]:
     """Output and natural log-sum-exp of scaled scores (float32; float64 for float64) for the places `spans.query`."""
-    if q_THD.is_cuda:
+    flash = has_flash(q_THD.device, q_THD.dtype)
+    if flash and q_THD.is_cuda:
         return _cuda_forward(q_THD, k_UKD, v_UKD, spans, scale)
     width = torch.promote_types(q_THD.dtype, torch.float32)
     outs, lses = [q_THD.new_empty(0, *q_THD.shape[1:])], [q_THD.new_empty(0, q_THD.shape[1], dtype=width)]
     for block in spans.blocks:
         q, k, v = _fold(q_THD, block.query, block), _fold(k_UKD, block.key, block), _fold(v_UKD, block.key, block)
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, spans.causal, scale=scale)
+        if flash:
+            out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, spans.causal, scale=scale)
+        else:
+            out, lse = kernels.forward(q, k, v, causal=spans.causal, scale=scale)
         outs.append(_unfold(out))
         lses.append(_unfold(lse))
     return torch.cat(outs).index_select(0, spans.query_at), torch.cat(lses).index_select(0, spans.query_at)
@@ -141,7 +155,8 @@ def backward(
     A flash backward uses P = exp(S - LSE) and rowsum(dO ∘ O): given the joined pair, it yields each key block's exact
     share.
     """
-    if q_THD.is_cuda:
+    flash = has_flash(q_THD.device, q_THD.dtype)
+    if flash and q_THD.is_cuda:
         return _cuda_backward(grad_THD, q_THD, k_UKD, v_UKD, out_THD, lse_TH, spans, scale)
     lse_padded = torch.cat([lse_TH, lse_TH.new_full((1, lse_TH.shape[1]), torch.inf)])
     dqs, dks, dvs = (
@@ -150,17 +165,20 @@ def backward(
         [v_UKD.new_empty(0, *v_UKD.shape[1:])],
     )
     for block in spans.blocks:
-        dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        given = (
             _fold(grad_THD, block.query, block),
             _fold(q_THD, block.query, block),
             _fold(k_UKD, block.key, block),
             _fold(v_UKD, block.key, block),
             _fold(out_THD, block.query, block),
             _fold(lse_padded, block.padded, block),
-            0.0,
-            spans.causal,
-            scale=scale,
         )
+        if flash:
+            dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *given, 0.0, spans.causal, scale=scale
+            )
+        else:
+            dq, dk, dv = kernels.backward(*given, causal=spans.causal, scale=scale)
         for gathered, gradient in ((dqs, dq), (dks, dk), (dvs, dv)):
             gathered.append(_unfold(gradient))
     return (

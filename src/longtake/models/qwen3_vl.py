@@ -60,6 +60,12 @@ class Qwen3VL:
             raise UserError("tokenizer and network do not belong together", why=why)
         if not tokenizer.chat_template:
             raise UserError("the tokenizer has no chat template", fix="use an instruct checkpoint, or set one")
+        _check_template(tokenizer)
+        vision: Any = config.vision_config
+        shape = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        if shape != (pixels.patch, pixels.temporal_patch, pixels.merge):
+            why = f"patch, temporal patch and merge are {shape} in config.json, else in the video processor's file"
+            raise UserError("video processor and network do not belong together", why=why)
         registered.register()
         net.model.visual.patch_embed = PatchEmbed(net.model.visual.patch_embed.proj)
         net.set_attn_implementation({"text_config": registered.TEXT, "vision_config": registered.VISION})
@@ -220,6 +226,13 @@ def _end_ids(tokenizer: Any, generation: int | list[int] | None) -> tuple[int, .
     if not ids:
         raise UserError("no token ends an answer", why="neither tokenizer nor generation_config.json names eos")
     return tuple(ids)
+
+
+def _check_template(tokenizer: Any) -> None:
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja's, or what the template itself raises
+        raise UserError("the chat template does not work", why=" ".join(str(error).split())[:200]) from error
 
 
 def _token(tokenizer: Any, token_id: int) -> str:

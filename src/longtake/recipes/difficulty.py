@@ -1,6 +1,7 @@
 """Which questions are worth learning from: k answers to each, split by pass rate (LongVILA-R1, arXiv:2507.07966 §3.1).
 
-Always right is easy, never right is hard, the rest is medium. Easy and hard feed `sft`, medium feeds `grpo`.
+Always right is easy, never right is hard, the rest is medium. Easy and hard feed `sft` where rows
+hold a written answer, medium feeds `grpo`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import Field
 from longtake.config import Settings
 from longtake.log import Log, append_jsonl, begin, finish, read_jsonl
 from longtake.log.files import write_jsonl
-from longtake.train.settings import Video
+from longtake.train.settings import Dtype, Video
 
 if TYPE_CHECKING:
     from longtake.records import Question
@@ -34,7 +35,7 @@ class Config(Settings):
     temperature: float = Field(1.0, gt=0, description="of sampling")
     max_tokens: int = Field(1024, ge=1, description="longest answer")
     batch: int = Field(32, ge=1, description="questions answered together")
-    dtype: str = Field("auto", description="auto (as saved), float32 or bfloat16")
+    dtype: Dtype = Field("auto", description="of the weights; auto = as saved")
     seed: int = Field(0, description="of sampling and frame choice")
     video: Video = Field(Video(), description="which frames are looked at")
 

@@ -14,15 +14,16 @@ N questions, G answers, R tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtake.config import Settings
 from longtake.log import Log, begin, finish, read_jsonl
-from longtake.train.settings import Optim, Video
+from longtake.train.settings import Dtype, Optim, Video
 
 
 class Config(Settings):
@@ -57,10 +58,16 @@ class Config(Settings):
     row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints")
     keep_rollouts: int = Field(10, ge=1, description="a step's answers are kept for the report every so many steps")
-    dtype: str = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
+    dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order, frame choice and sampling")
     video: Video = Field(Video(), description="which frames are looked at")
     optim: Optim = Field(Optim(lr=1e-6), description="AdamW")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.overlong > self.max_tokens:
+            raise ValueError(f"overlong {self.overlong} is more than max_tokens {self.max_tokens}: lower it")
+        return self
 
 
 def run(config: Config, log: Log) -> dict[str, Any]:
@@ -70,11 +77,11 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.train import policy
     from longtake.train.keep import keep
     from longtake.train.session import decode, open_session
-    from longtake.train.step import Sums, step_optimizer
+    from longtake.train.step import Sums, count_bad, step_optimizer
 
     on_policy = config.epochs == config.minibatches == 1
     bounds = {name: bound for name in ("clip_low", "clip_high") if (bound := getattr(config, name)) is not None}
-    algorithm = policy.choose(config.algorithm, bounds, on_policy)
+    algorithm = policy.choose(config.algorithm, bounds, on_policy=on_policy, refill=config.refill)
     reward, heats = Mix(policy.weights_of(config.reward)), (config.temperature,) * config.group_size
     video, optim = config.video, config.optim
     reads = (str(config.rows), config.model, *map(str, reward.files))
@@ -87,27 +94,34 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         questions, config.questions, config.refill, video, reward, heats, config.max_tokens, config.seed
     )
 
+    bad = 0
     for step in range(session.progress.step, config.steps):
         answered, taken = sampler.answers(session, log)
         with log.phase("update"):
-            kept = policy.differing(answered) if algorithm.drop_equal else answered
+            kept = policy.kept(answered, algorithm, config.questions)
             penalty_NG = policy.overlong(kept, config.max_tokens, config.overlong)
-            sums, norm = Sums(), 0.0
+            sums, norm, rate = Sums(), math.nan, optim.rate(step, config.steps)
             for part, advantage_NG in policy.minibatches(
                 kept, algorithm, penalty_NG, config.epochs, config.minibatches
             ):
                 weights = token_weights(
                     advantage_NG, part.length_NG, algorithm.normaliser, max_tokens=config.max_tokens
                 )
-                sums += policy.backward_groups(session, part, weights, algorithm.loss, config.row_tokens, on_policy)
+                sums += policy.backward_groups(
+                    session, part, weights, algorithm.loss, config.row_tokens,
+                    on_policy=on_policy, temperature=config.temperature,
+                )  # fmt: skip
                 norm = step_optimizer(
-                    session.optimizer, session.params, count=weights.count, lr=optim.rate(step, config.steps),
+                    session.optimizer, session.params, count=weights.count, lr=rate,
                     max_norm=optim.max_grad_norm,
                 )  # fmt: skip
+                bad = count_bad(norm, bad)
         session.progress = replace(session.progress, step=step + 1, taken=taken)
         if step + 1 in (1, config.steps) or (step + 1) % config.keep_rollouts == 0:
-            keep(config.out, step + 1, answered, algorithm.advantage(answered.reward_NG).tolist(), session.films)
-        kept_share = {"groups_kept": len(kept.looks) / len(answered.looks), "grad_norm": norm}
+            penalty_NG = policy.overlong(answered, config.max_tokens, config.overlong)
+            shown = policy.advantages(answered, algorithm, penalty_NG).tolist()
+            keep(config.out, step + 1, answered, shown, session.films)
+        kept_share = {"groups_kept": len(kept.looks) / len(answered.looks), "grad_norm": norm, "lr": rate}
         log.step(step + 1, config.steps, policy.health(answered) | sums.means() | kept_share)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             session.checkpoint()

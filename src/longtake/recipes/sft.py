@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from longtake.config import Settings
 from longtake.log import Log, begin, finish
-from longtake.train.settings import Optim, Video
+from longtake.train.settings import Dtype, Optim, Video
 
 
 class Gate(Settings):
@@ -49,7 +49,7 @@ class Config(Settings):
     train_vision: bool = Field(False, description="train the vision tower too: no feature is cached then")
     row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
-    dtype: str = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
+    dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order and frame choice")
     video: Video = Field(Video(), description="which frames are looked at")
     optim: Optim = Field(Optim(), description="AdamW")
@@ -66,10 +66,10 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "reason", "model"}."""
-    from longtake.records import FramePolicy
+    from longtake.runtime.films import Look
     from longtake.train import supervised
     from longtake.train.session import decode, encode, open_session
-    from longtake.train.step import step_optimizer
+    from longtake.train.step import count_bad, step_optimizer
 
     video, optim, gate = config.video, config.optim, config.gate
     reads = (config.rows, config.model, gate.rows or config.rows)
@@ -82,13 +82,16 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     )
     usable = {question.id for question in decode(session.films, [e.question for e in examples], video, log)}
     examples = [example for example in examples if example.question.id in usable]
-    asked = FramePolicy(frames=gate.frames, max_pixels=video.max_pixels)
-    held_out = decode(session.films, held_out, video, log, [asked])
+    asked = video.window(gate.frames)
+    held_out = decode(session.films, held_out, video, log, lambda q: [video.merged(q.policy, asked)])
+    looks = [Look(question, video.merged(question.policy, asked)) for question in held_out]
+    size = config.batch if config.batch_by == "count" else None
+    supervised.check_batch(config.rows, len(examples), size or 1)
 
+    bad = 0
     while session.progress.step < config.steps and not session.progress.done:
         step = session.progress.step
         with log.phase("data"):
-            size = config.batch if config.batch_by == "count" else None
             batch = supervised.next_batch(session, examples, size, video, shuffle=config.shuffle, seed=config.seed)
             items = [supervised.item(session, look, example) for look, example in batch]
         encode(session.films, [look for look, _ in batch], log)
@@ -96,11 +99,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             sums, count = supervised.backward_items(session, items, config.row_tokens)
             rate = optim.rate(step, config.steps)
             norm = step_optimizer(session.optimizer, session.params, count=count, lr=rate, max_norm=optim.max_grad_norm)
+            bad = count_bad(norm, bad)
         session.progress = replace(session.progress, step=step + 1, taken=session.progress.taken + len(batch))
         numbers = {"loss": sums.loss / count, "entropy": sums.means()["entropy"], "grad_norm": norm, "lr": rate}
         numbers["tokens"] = float(sum(item.tokens for item in items))
         if held_out and ((step + 1) % gate.every == 0 or step + 1 == config.steps):
-            numbers["accuracy"] = supervised.greedy_accuracy(session, held_out, asked, gate.max_tokens, log)
+            numbers["accuracy"] = supervised.greedy_accuracy(session, looks, gate.max_tokens, log)
             supervised.end_at(session, numbers["accuracy"], gate.accuracy, config.steps, log)
         log.step(step + 1, config.steps, numbers)
         if (step + 1) % config.checkpoint_every == 0 or session.progress.done:

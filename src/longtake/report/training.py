@@ -27,7 +27,6 @@ SAMPLING = "answers are sampled token by token; shorter answers or more question
 ADVICE = {
     "decode": "films are decoded once a run; smaller frames or more processes would help",
     "encode": "each set of frames is encoded once and kept; a longer run on the same films spends a smaller share here",
-    "prefill": "fewer frames, or fewer visual tokens a frame, would help most",
     "rollout": SAMPLING,
     "answer": SAMPLING,
     "reward": "a cheaper reward would help",
@@ -35,7 +34,7 @@ ADVICE = {
     "gate": "held-out tests are the work here; fewer questions or rarer tests would help",
     "load": "the run is so short that loading the model outweighs it",
 }
-COLOURS = {"rollout": 0, "answer": 0, "update": 1, "prefill": 2, "decode": 3, "encode": 4, "reward": 5, "gate": 6}
+COLOURS = {"rollout": 0, "answer": 0, "update": 1, "decode": 3, "encode": 4, "reward": 5, "gate": 6}
 
 
 @dataclass(frozen=True, slots=True)

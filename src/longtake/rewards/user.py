@@ -11,7 +11,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -36,10 +36,11 @@ class UserReward:
         try:
             with redirect_stdout(sys.stderr):  # stdout is for the run's own lines, which programs read
                 value = self.function(text, row)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"the reward {self.name} failed", where=where, why=_said(error, self.path)) from error
-        if isinstance(value, numbers.Real) and math.isfinite(value):
-            return float(value)
+        with suppress(OverflowError):  # a whole number beyond all floats
+            if isinstance(value, numbers.Real) and math.isfinite(value):
+                return float(value)
         forgotten = " (is there a `return` on every path?)" if value is None else ""
         why = f"it returned {value!r:.60}{forgotten}"
         fix = "return a finite number" if isinstance(value, numbers.Real | None) else "return a number, e.g. float(…)"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -24,7 +25,17 @@ from longtake.protocols import Model
 from longtake.records import Features, PrefixRow, Receipt
 
 KEPT_BYTES = 2 << 30  # of features in memory
-Request = tuple[str, Callable[[], np.ndarray]]  # key, and how to get its frames: uint8 [F, H, W, 3]
+MOST_FILMS, MOST_PIXELS = 64, 64_000_000  # in one call of the tower
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One set of frames to encode. Example: Request(store.key(receipt), 64 * 32 * 32, load)."""
+
+    key: str
+    pixels: int  # of all its frames
+    frames: Callable[[], np.ndarray]  # uint8 [F, H, W, 3]
+
 
 WRITING = 3600  # seconds: no pack takes longer to write
 
@@ -118,7 +129,7 @@ def prepare(
     store: FeatureStore,
     model: Model,
     requests: Sequence[Request],
-    chunk: int = 64,
+    chunk: int = MOST_FILMS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Encodes what the store lacks, one pack a chunk of the full request list; returns how many it encoded.
@@ -126,17 +137,32 @@ def prepare(
     Chunks are cut from all requests, present or not, and a pack is whole or absent: so a run that was killed meets the
     same chunks again, and the bits of a film's features do not depend on where the kill fell.
     """
-    wanted = list(dict(requests).items())
-    encoded = 0
-    for start in range(0, len(wanted), chunk):
-        missing = {key: frames for key, frames in wanted[start : start + chunk] if key not in store}
+    encoded = done = 0
+    wanted = list({request.key: request for request in requests}.values())
+    for films in cut(wanted, chunk):
+        missing = [request for request in films if request.key not in store]
         if missing:
             with torch.no_grad():
-                made = model.encode([frames() for frames in missing.values()])
-            store.put(dict(zip(missing, made, strict=True)))
+                made = model.encode([request.frames() for request in missing])
+            store.put({request.key: features for request, features in zip(missing, made, strict=True)})
             encoded += len(missing)
-        progress(min(start + chunk, len(wanted)), len(wanted))
+        done += len(films)
+        progress(done, len(wanted))
     return encoded
+
+
+def cut(requests: Sequence[Request], most: int) -> Iterator[list[Request]]:
+    """Runs of requests of at most `most` films and MOST_PIXELS pixels; a larger film stands alone."""
+    run: list[Request] = []
+    pixels = 0
+    for request in requests:
+        if run and (len(run) == most or pixels + request.pixels > MOST_PIXELS):
+            yield run
+            run, pixels = [], 0
+        run.append(request)
+        pixels += request.pixels
+    if run:
+        yield run
 
 
 def fill(model: Model, ids_T: Tensor, visual_T: Tensor, films: Sequence[Features]) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 from longtake.data.cache import FrameTier, Quarantine
 from longtake.protocols import Model
 from longtake.records import Features, FramePolicy, Prompt, Question, Receipt
-from longtake.runtime.features import FeatureStore, prepare
+from longtake.runtime.features import FeatureStore, Request, prepare
 
 Control = Literal["", "no_video", "shuffled", "one_frame"]
 Progress = Callable[[int, int], None]
@@ -75,9 +76,9 @@ class Films:
         for film, policy, shuffled in dict.fromkeys(look.seen() for look in looks):
             if film is not None:
                 receipt = self._receipt(film, policy, shuffled)
-                requests.append(
-                    (self.store.key(receipt), lambda f=film, p=policy, s=shuffled: self._frames(f, p, s)[0])
-                )
+                pixels = len(receipt.indices) * receipt.width * receipt.height
+                load = partial(self._pixels, film, policy, shuffled)
+                requests.append(Request(self.store.key(receipt), pixels, load))
         return prepare(self.store, self.model, requests, progress=progress)
 
     def usable(self, question: Question) -> bool:
@@ -129,6 +130,9 @@ class Films:
         return replace(
             receipt, indices=tuple(receipt.indices[i] for i in order), cut=f"{receipt.cut} frames shuffled".strip()
         )
+
+    def _pixels(self, film: str, policy: FramePolicy, shuffled: bool) -> np.ndarray:
+        return self._frames(film, policy, shuffled)[0]
 
     def _frames(self, film: str, policy: FramePolicy, shuffled: bool) -> tuple[np.ndarray, Receipt]:
         frames_FHWC, receipt = self.tier.take(Path(film), policy, self.model.fit, self.model.temporal_patch)

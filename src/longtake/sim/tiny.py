@@ -58,7 +58,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(word, special=True) for word in SPECIAL])
     core.add_tokens([AddedToken(f"<{tenth / 10:.1f} seconds>", normalized=False) for tenth in range(10 * SECONDS + 1)])
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = TEMPLATE
     return wrapped

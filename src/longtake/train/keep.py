@@ -63,5 +63,6 @@ def _strip(folder: Path, receipt: Receipt, films: Films, look: Look) -> str:
     if not (folder / name).exists():
         with writing(folder / name):
             (folder / "thumbs").mkdir(exist_ok=True)
-            save_strip(films.frames(look), folder / name, most=64)
+            save_strip(films.frames(look), folder / f"{name}.part.jpg", most=64)
+            (folder / f"{name}.part.jpg").replace(folder / name)
     return name

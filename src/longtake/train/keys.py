@@ -21,6 +21,14 @@ def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in rng.permutation(count))
 
 
+def epoch_fits(taken: int, count: int, rows: int) -> int:
+    """`taken`, or the start of the next epoch if `count` rows from there would cross its border.
+
+    Rows of one batch are then all different, as long as there are `count` of them.
+    """
+    return taken if taken % rows + count <= rows else (taken // rows + 1) * rows
+
+
 def batch(seed: int, count: int, start: int, size: int, shuffle: bool = True) -> Iterator[int]:
     """Row numbers start … start + size - 1 of an endless walk over `count` rows, each epoch in an order of its own."""
     for place in range(start, start + size):

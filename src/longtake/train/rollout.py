@@ -92,8 +92,19 @@ def rollout(
 
     `key` names the occasion: (seed, stage, step).
     """
+    return scored(looks, answer(engine, films, looks, temperatures, max_tokens, *key), reward)
+
+
+def answer(
+    engine: Engine, films: Films, looks: Sequence[Look], temperatures: Sequence[float], max_tokens: int, *key: object
+) -> list[Group]:
+    """The first half of `rollout`: answers without scores."""
     prompts = [films.prompt(look) for look in looks]
-    groups = engine.generate(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens)
+    return engine.generate(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens)
+
+
+def scored(looks: Sequence[Look], groups: Sequence[Group], reward: Mix) -> Rollout:
+    """The second half of `rollout`: every answer's reward."""
     scores = [
         tuple(score(answer.text, look.question, reward) for answer in group.answers)
         for look, group in zip(looks, groups, strict=True)

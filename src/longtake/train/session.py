@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from longtake.records import FramePolicy, Question
 from longtake.runtime.features import FeatureStore
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model, tower_fingerprint
+from longtake.runtime.words import unknown
 from longtake.train import resume
-from longtake.train.settings import Optim, Video, merged
+from longtake.train.settings import Optim, Video
 from longtake.train.step import adamw
 
 Row = TypeVar("Row")
@@ -85,7 +86,7 @@ def _model(checkpoint: Path | None, name: str, dtype: str) -> Model:
 def read_rows(
     sift: Callable[[Path, Path | None], tuple[list[Row], list[Bad]]], path: Path, video: Video, log: Log
 ) -> list[Row]:
-    """Rows by `sift_questions` or `sift_examples`; malformed ones are left out, counted and kept in bad_rows.jsonl.
+    """Rows by `sift_questions` or `sift_examples`; malformed ones are left out, counted, and kept in bad_rows-*.jsonl.
 
     Raises UserError for the first malformed row if more than `video.most_failed` of them are malformed, or all.
     """
@@ -96,7 +97,7 @@ def read_rows(
         raise UserError("no question in this file", where=str(path))
     if bad and log.folder is not None:
         log.note(f"{len(bad)} malformed rows of {path} left out, the first at {bad[0].place}: {bad[0].reason}")
-        write_jsonl(log.folder.path / "bad_rows.jsonl", [asdict(row) for row in bad])
+        write_jsonl(log.folder.path / f"bad_rows-{path.stem}.jsonl", [asdict(row) for row in bad])
     return good
 
 
@@ -109,17 +110,22 @@ def open_films(model: Model, video: Video, folder: Path, *, frozen: bool) -> Fil
 
 
 def decode(
-    films: Films, questions: Sequence[Question], video: Video, log: Log, more: Sequence[FramePolicy] = ()
+    films: Films,
+    questions: Sequence[Question],
+    video: Video,
+    log: Log,
+    policies: Callable[[Question], Iterable[FramePolicy]] | None = None,
 ) -> list[Question]:
-    """Decodes all films of the questions once, for every policy they may be drawn with; returns the usable questions.
+    """Decodes all films of the questions once, for every policy they may be looked at with; returns the usable ones.
+
+    `policies` of a question; without it those of `video`.
 
     Raises UserError if more films failed than `video.most_failed` allows, or all.
     """
     wants: dict[str, list[FramePolicy]] = {}
     for question in questions:
         if question.video is not None:
-            asked = (*video.policies(question), *(merged(question.policy, policy) for policy in more))
-            wants.setdefault(question.video, []).extend(asked)
+            wants.setdefault(question.video, []).extend((policies or video.policies)(question))
     with log.phase("decode"), counted(log, "films", len(wants)) as progress:
         films.decode({path: list(dict.fromkeys(policies)) for path, policies in wants.items()}, video.workers, progress)
     films.quarantine.must_not_exceed(video.most_failed, tuple(wants))
@@ -129,6 +135,12 @@ def decode(
         log.folder.set_films(films.used, ((bad.path, bad.reason) for bad in films.quarantine.films()))
     if questions and not usable:
         films.quarantine.must_not_exceed(0.0, tuple(wants))
+    strange = [words for question in usable if (words := unknown(films.model.tokenizer, question.text))]
+    if strange:
+        log.note(
+            f"{len(strange)} of {len(usable)} questions hold words that the tokenizer does not know, such as "
+            f"'{strange[0][0]}': the model reads {films.model.tokenizer.unk_token} in their place"
+        )
     return usable
 
 

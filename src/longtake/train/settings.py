@@ -12,13 +12,17 @@ from pydantic import Field, model_validator
 from longtake.config import Settings
 from longtake.records import FramePolicy, Question
 
+Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]  # auto: as saved
+
 
 class Video(Settings):
     """Which frames are looked at. A row that names its own frames or window keeps them."""
 
     frames: tuple[int, ...] = Field((64,), description="frames a film, drawn per question where several are given")
     fps: float | None = Field(None, gt=0, description="frames a second instead of a number of frames")
-    max_frames: int = Field(768, ge=1, description="cap for fps; what it cuts is said in the receipt")
+    max_frames: int = Field(
+        768, ge=1, description="cap for fps, the run's or a row's own; what it cuts is said in the receipt"
+    )
     seconds: tuple[float, ...] | None = Field(None, description="look at these times instead")
     start: float = Field(0.0, ge=0, description="look from this second on")
     end: float | None = Field(None, gt=0, description="look up to this second (default: the film's end)")
@@ -40,8 +44,6 @@ class Video(Settings):
             raise ValueError("frames, fps and seconds exclude each other: give one")
         if self.seconds is not None and {"start", "end"} & given:
             raise ValueError("seconds are the times themselves: leave start and end out")
-        if self.fps is None and "max_frames" in self.model_fields_set:
-            raise ValueError("max_frames caps fps only: give fps, or leave it out")
         if not self.frames or min(self.frames) < 1:
             raise ValueError("frames must be one or more numbers from 1 on")
         return self
@@ -53,13 +55,21 @@ class Video(Settings):
         else:
             every = [self._window()]
         own = question.policy if question else None
-        return tuple(dict.fromkeys(merged(own, policy) for policy in every))
+        return tuple(dict.fromkeys(self.merged(own, policy) for policy in every))
 
     def policy(self, question: Question, draw: int) -> FramePolicy:
         """The policy that `draw` (any number) picks for a question, in the shares that `frames` was written in."""
         if self.fps is not None or self.seconds is not None:
             return self.policies(question)[0]
-        return merged(question.policy, self._window(frames=self.frames[draw % len(self.frames)]))
+        return self.merged(question.policy, self._window(frames=self.frames[draw % len(self.frames)]))
+
+    def merged(self, own: FramePolicy | None, drawn: FramePolicy) -> FramePolicy:
+        """`drawn` with what a row itself asks for."""
+        return merged(own, drawn, self.max_frames)
+
+    def window(self, frames: int) -> FramePolicy:
+        """That many frames of the run's window."""
+        return FramePolicy(frames=frames, start=self.start, end=self.end, max_pixels=self.max_pixels)
 
     def _window(self, frames: int | None = None) -> FramePolicy:
         """That many frames, or what fps or seconds say."""
@@ -67,14 +77,23 @@ class Video(Settings):
         return FramePolicy(frames, self.fps, most, self.seconds, self.start, self.end, self.max_pixels)
 
 
-def merged(own: FramePolicy | None, drawn: FramePolicy) -> FramePolicy:
-    """A row's own policy goes before the run's; what it leaves open (number of frames, pixel limit) the run decides."""
+def merged(own: FramePolicy | None, drawn: FramePolicy, most: int) -> FramePolicy:
+    """A row's own policy goes before the run's; what it leaves open the run decides. `most` caps a row's own fps."""
     if own is None:
         return drawn
     pixels = own.max_pixels or drawn.max_pixels
-    if own.frames is None and own.fps is None and own.seconds is None:
-        return replace(drawn, start=own.start, end=own.end, max_pixels=pixels)
-    return own if pixels == own.max_pixels else replace(own, max_pixels=pixels)
+    if own.seconds is not None:
+        return replace(own, max_pixels=pixels)
+    start, end = (own.start, own.end) if own.start or own.end is not None else (drawn.start, drawn.end)
+    cap = own.max_frames or most
+    if own.frames is not None or own.fps is not None:
+        capped = cap if own.fps is not None else None
+        return replace(own, max_frames=capped, start=start, end=end, max_pixels=pixels)
+    if drawn.frames is not None:
+        frames = min(drawn.frames, own.max_frames or drawn.frames)
+        return replace(drawn, frames=frames, start=start, end=end, max_pixels=pixels)
+    capped = min(cap, drawn.max_frames) if drawn.max_frames else None
+    return replace(drawn, max_frames=capped, start=start, end=end, max_pixels=pixels)
 
 
 class Optim(Settings):

@@ -7,6 +7,7 @@ T packed tokens, R answer tokens, E model width, L feature levels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -14,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from longtake.errors import UserError
 from longtake.maths.attention import Row
 from longtake.maths.logprob import score_tokens
 from longtake.maths.loss import Loss, LossTerms
@@ -21,6 +23,7 @@ from longtake.protocols import Model
 from longtake.records import Features, PrefixRow
 from longtake.runtime.features import fill
 
+MOST_BAD = 5  # steps in a row without a finite gradient
 ON_DEVICE = ("position_3T", "visual_T", "predict_R", "target_R", "weight_R", "old_logprob_R", "answer_R")
 
 
@@ -38,25 +41,28 @@ class Sums:
         return Sums(*(getattr(self, name) + getattr(other, name) for name in Sums.__slots__))
 
     def means(self) -> dict[str, float]:
-        """What to watch, per token."""
-        tokens = max(1.0, self.tokens)
+        """What to watch, per token; nan where there was none."""
+        tokens = self.tokens or math.nan
         return {"entropy": self.entropy / tokens, "clipped": self.clipped / tokens, "kl": self.kl / tokens}
 
 
 FeaturesOf = Callable[[Sequence[str]], list[Features]]  # handles in row order → features
 
 
-def backward(model: Model, features: FeaturesOf, row: PrefixRow, loss: Loss, on_policy: bool) -> Sums:
+def backward(
+    model: Model, features: FeaturesOf, row: PrefixRow, loss: Loss, *, on_policy: bool, temperature: float = 1.0
+) -> Sums:
     """Forward and backward of one packed row; gradients of the SUMMED loss are added to the parameters'.
 
     on_policy: the weights are those that sampled, so the ratio is 1 and the old log-probabilities are the new ones.
+    temperature: of the policy, as it sampled; 1 for supervised rows.
     """
     device = model.net.device
     row = replace(row, **{name: getattr(row, name).to(device) for name in ON_DEVICE})
     films = features([handle for handle in row.features if handle is not None])
     embed_TE, deepstack_LNE = fill(model, row.ids_T, row.visual_T, films)
     hidden_TE = model.hidden(embed_TE, row.position_3T, row.visual_T, deepstack_LNE, Row(row.layout))
-    scored = score_tokens(model.head, hidden_TE[row.predict_R], row.target_R)
+    scored = score_tokens(model.head, hidden_TE[row.predict_R], row.target_R, temperature=temperature)
     old_R = scored.logprob_R.detach() if on_policy else row.old_logprob_R
     terms: LossTerms = loss(scored.logprob_R, old_R, row.weight_R, row.answer_R)
     terms.total.backward()
@@ -84,10 +90,23 @@ def step_optimizer(
     return norm
 
 
+def count_bad(norm: float, bad: int) -> int:
+    """How many steps in a row had a gradient that is not finite, this one included.
+
+    Raises UserError at MOST_BAD: such steps change no weight, so the run would end as it began.
+    """
+    bad = 0 if math.isfinite(norm) else bad + 1
+    if bad >= MOST_BAD:
+        why = "the gradient norm was not finite; the weights were left as they are"
+        fix = "lower optim.lr, check the rows, or set dtype to float32"
+        raise UserError(f"{bad} steps in a row could not be made", why=why, fix=fix)
+    return bad
+
+
 def adamw(
     params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over what is trained, in one fused call where torch has it."""
+    """AdamW over what is trained, all parameters in a few calls."""
     return torch.optim.AdamW(list(params), lr=lr, betas=betas, weight_decay=weight_decay, foreach=True)
 
 

@@ -17,7 +17,7 @@ from longtake.errors import UserError
 from longtake.log import Log
 from longtake.maths.loss import cross_entropy
 from longtake.maths.pack import pack
-from longtake.records import Example, FramePolicy, Prompt, Question
+from longtake.records import Example, Prompt, Question
 from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
 from longtake.train.keys import batch, keyed
@@ -98,6 +98,12 @@ def read_examples(path: Path, video: Video, log: Log, *, batched: bool) -> list[
     return examples
 
 
+def check_batch(path: Path, found: int, wanted: int) -> None:
+    """Raises UserError if a step would ask a question twice."""
+    if found < wanted:
+        raise UserError(f"only {found} questions to learn from", where=str(path), fix=f"--batch {found}")
+
+
 def held_out(path: Path | None, video: Video, log: Log) -> list[Question]:
     """The questions of a gate, each with its right answer; none without a file. Raises UserError."""
     if path is None:
@@ -107,11 +113,8 @@ def held_out(path: Path | None, video: Video, log: Log) -> list[Question]:
     return questions
 
 
-def greedy_accuracy(
-    session: Session, questions: Sequence[Question], policy: FramePolicy, max_tokens: int, log: Log
-) -> float:
+def greedy_accuracy(session: Session, looks: Sequence[Look], max_tokens: int, log: Log) -> float:
     """Share of held-out questions answered right by greedy decoding."""
-    looks = [Look(question, policy) for question in questions]
     encode(session.films, looks, log)
     with log.phase("gate"):
         engine = LocalEngine(session.model, session.films.features, f"step-{session.progress.step}")
