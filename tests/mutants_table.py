@@ -8,6 +8,7 @@ TESTS = {  # which tests must notice a break in which file
     "advantage.py": ("test_advantage.py",),
     "algorithms.py": ("test_algorithms.py",),
     "attention.py": ("test_attention.py",),
+    "kernels.py": ("test_kernels.py",),
     "logprob.py": ("test_logprob.py",),
     "loss.py": ("test_loss.py",),
     "pack.py": ("test_pack.py",),
@@ -122,14 +123,64 @@ LOGPROB = _breaks(
     ("with torch.no_grad():", "with torch.enable_grad():", "gradient through the entropy"),
     ("len(hidden_RE) > rows and", "len(hidden_RE) < rows and", "slices keep their logits"),
     ("hidden_RE.split(rows)", "(hidden_RE / 2 + hidden_RE.detach() / 2).split(rows)", "value right, half the gradient"),
+    ("head(hidden_RE) / temperature", "head(hidden_RE) * temperature", "the temperature upside down"),
+    ("head(hidden_RE) / temperature", "head(hidden_RE)", "the temperature forgotten"),
+    (
+        "_slice, head, hidden, target, temperature, use",
+        "_slice, head, hidden, target, 1.0, use",
+        "slices at temperature 1",
+    ),
+    (
+        "torch.special.entr(logprob_RV.exp())",
+        "torch.special.entr((logprob_RV * temperature).softmax(-1))",
+        "entropy at temperature 1",
+    ),
+    ("if not 0 < temperature < inf", "if not 0 <= temperature < inf", "temperature 0"),
     ("torch.special.entr(logprob_RV.exp())", "(-logprob_RV.exp() * logprob_RV)", "0 times inf in the entropy"),
+)
+
+KERNELS = _breaks(
+    "kernels.py",
+    (
+        "q_bHmD.to(width) * scale, k_bKnD.to(width), v_bKnD.to(width)\n",
+        "q_bHmD.to(width), k_bKnD.to(width), v_bKnD.to(width)\n",
+        "scale",
+    ),
+    ("v_bKnD.to(width), grad_bHmD.to(width)", "v_bKnD.to(width), grad_bHmD.to(width) * 2", "twice the gradient"),
+    ("keys > queries[:, None]", "keys >= queries[:, None] + 2", "one key of the future"),
+    ("((rows.start, rows.stop), (0, k", "((0, rows.stop - rows.start), (0, k", "every slice starts at the first query"),
+    (
+        "dq[:, :, rows] = _headed(dscore @ k[:, :, keys], q) * scale",
+        "dq[:, :, rows] = _headed(dscore @ k[:, :, keys], q)",
+        "dQ without the scale",
+    ),
+    ("dv[:, :, keys] += share", "dv[:, :, keys] = share", "dV of the last slice"),
+    ("dk[:, :, keys] += dscore", "dk[:, :, keys] = dscore", "dK of the last slice"),
+    (".sub_(_grouped(dot_bHm[:, :, rows], k)[..., None])", "", "softmax's own gradient forgotten"),
+    ("out_bHmD.to(width)).sum(-1)", "out_bHmD.to(width)).mean(-1)", "mean for the row sum"),
+    ("score.logsumexp(-1)", "score.logsumexp(-1) / 0.6931471805599453", "log-sum-exp in base 2"),
+    (
+        "return x.unflatten(1, (k_bKnD.shape[1], -1)).flatten(2, 3)",
+        "return x.unflatten(1, (-1, k_bKnD.shape[1])).transpose(1, 2).flatten(2, 3)",
+        "heads dealt in turn, not in blocks",
+    ),
+    ("spans * heads * keys", "heads * keys", "a bound that forgets the spans"),
+    ("q_bHmD.dtype, torch.float32", "q_bHmD.dtype, q_bHmD.dtype", "half precision left as it is"),
 )
 
 VARLEN = _breaks(
     "varlen.py",
     ("q, k, v, 0.0, spans.causal, scale=scale", "q, k, v, 0.0, False, scale=scale", "answers see their future"),
-    ("0.0,\n            spans.causal,", "0.0,\n            True,", "backward always causal"),
-    ("spans.causal,\n            scale=scale,", "spans.causal,", "backward with the default scale"),
+    ("*given, 0.0, spans.causal, scale=scale", "*given, 0.0, True, scale=scale", "backward always causal"),
+    ("*given, 0.0, spans.causal, scale=scale", "*given, 0.0, spans.causal", "backward with the default scale"),
+    (
+        "kernels.forward(q, k, v, causal=spans.causal",
+        "kernels.forward(q, k, v, causal=False",
+        "answers see their future without a flash kernel",
+    ),
+    ("*given, causal=spans.causal", "*given, causal=True", "backward always causal without a flash kernel"),
+    ("(torch.float16, torch.bfloat16))", "(torch.float16, torch.float32))", "float32 to CUDA's flash kernel"),
+    ('device.type == "cpu" or', 'device.type != "cuda" or', "aten's CPU op on other devices"),
     ("lse_TH.shape[1]), torch.inf)", "lse_TH.shape[1]), 0.0)", "padded queries leak into gradients"),
     (
         "_fold(lse_padded, block.padded, block)",
@@ -171,6 +222,12 @@ ATTENTION = _breaks(
         "a single group's answers do not see the prefix",
     ),
     ("width) * scale", "width)", "decode without the scale"),
+    (
+        "promote_types(q.dtype, torch.float32)",
+        "promote_types(q.dtype, torch.bfloat16)",
+        "decode with rounded scores",
+    ),
+    (".softmax(-1).to(q.dtype)", ".softmax(-1).to(torch.bfloat16).to(q.dtype)", "decode with rounded shares"),
     (">= prefix_length_N[:, None]", "> prefix_length_N[:, None]", "decode reads one padded key"),
     (
         "q.reshape(rows, kv_heads, heads // kv_heads, width)",
@@ -215,6 +272,11 @@ STATS = _breaks(
         "[b - a for a, b in zip(sorted(before), sorted(after), strict=True)]",
         "pairs torn apart",
     ),
+    ("len(differences) + 2", "len(differences)", "pseudo-pairs counted in the cells only"),
+    ("sum(map(abs, differences)) + 1", "sum(map(abs, differences))", "pseudo-pairs that never change side"),
+    ("changed - net * net / n", "changed", "the mean's square left in the variance"),
+    ("min(net / n + half, 1.0)", "net / n + half", "a difference above 1"),
+    ("not {*before, *after} <= {0, 1}", "not {*before, *after} <= {0, 0.25, 0.5, 1}", "other values as outcomes"),
 )
 
-MUTANTS = ADVANTAGE + LOSS + ALGORITHMS + LOGPROB + VARLEN + ATTENTION + PACK + STATS
+MUTANTS = ADVANTAGE + LOSS + ALGORITHMS + LOGPROB + KERNELS + VARLEN + ATTENTION + PACK + STATS

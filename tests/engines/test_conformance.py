@@ -54,13 +54,14 @@ def test_groups_come_in_the_order_of_prompts_and_draws(groups, prompts):
 
 
 def test_logprobs_are_the_trainers(model, features, groups):
-    """At temperature 1 whatever the temperature of sampling: the ratio of the first update is then 1."""
-    for group in groups:
+    """Under the distribution that was sampled from (greedy: temperature 1): the first update's ratio is then 1."""
+    for group, draws in zip(groups, DRAWS, strict=True):
+        heat = [draw.temperature or 1.0 for draw, answer in zip(draws, group.answers, strict=True) for _ in answer.ids]
         ids = [answer.ids for answer in group.answers]
         row = pack([group.prompt], [ids], [[[1.0] * len(own) for own in ids]], dtype=torch.float64)
         embed_TE, deepstack = fill(model, row.ids_T, row.visual_T, features([h for h in row.features if h]))
         hidden_TE = model.hidden(embed_TE, row.position_3T, row.visual_T, deepstack, Row(row.layout))
-        logits_RV = model.head(hidden_TE[row.predict_R])
+        logits_RV = model.head(hidden_TE[row.predict_R]) / torch.tensor(heat)[:, None]
         want = logits_RV.log_softmax(-1).gather(1, row.target_R[:, None])[:, 0].tolist()
         got = [number for answer in group.answers for number in answer.logprob]
         assert got == pytest.approx(want, abs=EXACT)

@@ -29,7 +29,7 @@ class PlainEngine:
         while len(ids) < max_tokens and not (ids and ids[-1] in self.model.end_ids):
             logits = self.logits(prompt, ids)
             ids.append(pick(logits, draw.temperature, chance[len(ids)]))
-            logprobs.append(logits.log_softmax(-1)[ids[-1]].item())
+            logprobs.append((logits / (draw.temperature or 1.0)).log_softmax(-1)[ids[-1]].item())
         ended = ids[-1] in self.model.end_ids
         text = self.model.tokenizer.decode(ids[:-1] if ended else ids)
         return Answer(tuple(ids), tuple(logprobs), text, "stop" if ended else "length", draw.seed, self.weights)

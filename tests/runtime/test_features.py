@@ -10,7 +10,7 @@ from tests.models import tiny
 from longtake.errors import UserError
 from longtake.records import Features
 from longtake.runtime import features
-from longtake.runtime.features import FeatureStore, prepare
+from longtake.runtime.features import FeatureStore, Request, cut, prepare
 
 SIZES = [(4, 16, 8), (2, 16, 8), (6, 8, 8), (4, 16, 8), (2, 24, 8), (8, 16, 8), (2, 8, 8)]
 
@@ -30,7 +30,10 @@ def requests(seen=None, fail=None):
         count, width, height = SIZES[number]
         return tiny.film(number, count, width, height)
 
-    return [(f"k{number}", partial(frames, number)) for number in range(len(SIZES))]
+    return [
+        Request(f"k{number}", count * width * height, partial(frames, number))
+        for number, (count, width, height) in enumerate(SIZES)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,39 @@ def test_what_another_stage_encoded_is_left_alone(model, tmp_path, monkeypatch):
     assert together[4:] == together[:4]
     assert same(bits(first), bits(second))
     assert first.encodes() == second.encodes() == {f"k{n}": 1 for n in range(7)}
+
+
+def sized(*pixels):
+    return [Request(f"r{n}", size, lambda: None) for n, size in enumerate(pixels)]
+
+
+@pytest.mark.parametrize(
+    ("most", "pixels", "want"),
+    [
+        (9, [40, 30, 30, 1], [[40, 30, 30], [1]]),
+        (2, [1, 1, 1, 1, 1], [[1, 1], [1, 1], [1]]),
+        (9, [250, 10, 95, 250, 250, 5], [[250], [10], [95], [250], [250], [5]]),
+        (9, [101, 100, 99, 1, 1], [[101], [100], [99, 1], [1]]),
+        (9, [], []),
+    ],
+)
+def test_films_go_through_the_tower_a_few_pixels_at_a_time(monkeypatch, most, pixels, want):
+    """A long film must not come with 63 others: a chunk is bounded in films and in pixels; a larger film is alone."""
+    monkeypatch.setattr(features, "MOST_PIXELS", 100)
+    runs = list(cut(sized(*pixels), most))
+    assert [[request.pixels for request in run] for run in runs] == want
+    assert [request.key for run in runs for request in run] == [f"r{n}" for n in range(len(pixels))]
+
+
+def test_chunks_of_pixels_reach_the_tower(model, tmp_path, whole, monkeypatch):
+    together = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda films: together.append(len(films)) or encode(films))
+    monkeypatch.setattr(features, "MOST_PIXELS", 1024)
+    store = open_store(tmp_path)
+    prepare(store, model, requests())
+    assert together == [2, 2, 1, 2]  # 512 + 256 | 384 + 512 | 384 | 1024 … as the films come
+    assert whole.keys() == bits(store).keys()
 
 
 def damage(path, how):

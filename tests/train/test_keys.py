@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from longtake.train.keys import batch, keyed
+from longtake.train.keys import batch, epoch_fits, keyed
 
 
 def test_a_number_depends_on_its_key_alone() -> None:
@@ -41,3 +41,16 @@ def test_the_walk_does_not_depend_on_where_it_was_taken_up(shuffle: bool) -> Non
 def test_another_seed_is_another_order() -> None:
     assert list(batch(0, 50, 0, 50)) != list(batch(1, 50, 0, 50))
     assert list(batch(0, 50, 0, 50, shuffle=False)) == list(range(50))
+
+
+@pytest.mark.parametrize(("count", "rows"), [(3, 7), (4, 8), (5, 5), (1, 3), (6, 11)])
+def test_no_batch_crosses_the_border_of_an_epoch(count: int, rows: int) -> None:
+    """So a step asks no question twice; what an epoch has left over is skipped, never part of a batch."""
+    taken, starts = 0, []
+    for _ in range(20):
+        taken = epoch_fits(taken, count, rows)
+        assert len(set(batch(2, rows, taken, count))) == count
+        starts.append(taken)
+        taken += count
+    fit = rows // count
+    assert starts == [epoch * rows + place * count for epoch in range(20) for place in range(fit)][:20]

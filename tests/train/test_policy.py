@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +13,7 @@ from longtake.errors import UserError
 from longtake.maths.algorithms import ALGORITHMS
 from longtake.records import Answer, FramePolicy, Group, Prompt, Question
 from longtake.runtime.films import Look
-from longtake.train.policy import choose, differing, health, late, minibatches, overlong, weights_of
+from longtake.train.policy import choose, differing, health, kept, late, minibatches, overlong, weights_of
 from longtake.train.rollout import Rollout, Scored
 
 REWARDS = ((1.0, 0.0, 1.0), (0.5, 0.5, 0.5), (0.0, 0.2, 0.9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.3))
@@ -30,7 +32,7 @@ def answered() -> Rollout:
                 prompt, tuple(Answer((7,) * k, (-1.0,) * k, "", e, 0, "") for k, e in zip(lengths, ends, strict=True))
             )
         )
-        scores.append(tuple(Scored(r, {}, r == 1.0, formed=r > 0) for r in rewards))
+        scores.append(tuple(Scored(r, {"mine": r / 2}, r == 1.0, formed=r > 0) for r in rewards))
     return Rollout(tuple(looks), tuple(groups), tuple(scores))
 
 
@@ -57,10 +59,24 @@ def test_clip_bounds_replace_the_algorithms_own() -> None:
 @pytest.mark.parametrize("name", ["rloo"])
 def test_bounds_without_effect_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="has no clip"):
-        choose(name, {"clip_low": 0.1}, on_policy=False)
+        choose(name, {"clip_low": 0.1}, on_policy=True)
     with pytest.raises(UserError, match="--clip-high") as caught:
         choose("grpo", {"clip_high": 0.1}, on_policy=True)
     assert "--epochs" in str(caught.value)
+
+
+def test_what_would_be_wrong_or_idle_is_refused() -> None:
+    for name in ALGORITHMS:
+        if name == "rloo":  # its loss has no ratio
+            with pytest.raises(UserError, match="makes one pass"):
+                choose(name, {}, on_policy=False)
+        else:
+            assert choose(name, {}, on_policy=False) is ALGORITHMS[name]
+        if ALGORITHMS[name].drop_equal:
+            assert choose(name, {}, on_policy=True, refill=3) is ALGORITHMS[name]
+        else:  # nothing to refill: no group is dropped
+            with pytest.raises(UserError, match="keeps groups of equal rewards"):
+                choose(name, {}, on_policy=True, refill=1)
 
 
 def test_weights_of_rewards() -> None:
@@ -69,6 +85,8 @@ def test_weights_of_rewards() -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match="its weight is 'x'"):
         weights_of(("accuracy=x",))
+    with pytest.raises(UserError, match="accuracy is given twice"):
+        weights_of(("accuracy", "format", "accuracy=2"))
 
 
 def test_only_groups_that_differ_teach() -> None:
@@ -76,6 +94,13 @@ def test_only_groups_that_differ_teach() -> None:
     none = answered().chosen([False, True, False, True, False])
     assert names(differing(none)) == []
     assert names(differing(differing(none))) == []
+
+
+def test_what_is_learned_from() -> None:
+    """Equal groups leave for an algorithm that drops them, and what refills drew beyond a step's number of groups."""
+    assert names(kept(answered(), ALGORITHMS["dapo"], 9)) == ["q0", "q2", "q4"]
+    assert names(kept(answered(), ALGORITHMS["dapo"], 2)) == ["q0", "q2"]
+    assert names(kept(answered(), ALGORITHMS["grpo"], 2)) == names(answered())
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (5, [1] * 5), (9, [1] * 5)])
@@ -109,11 +134,24 @@ def test_what_to_watch() -> None:
     assert found["length"] == pytest.approx(sum(map(sum, LENGTHS)) / 15)
     assert found["finished"] == pytest.approx(12 / 15)
     assert (found["groups_all_right"], found["groups_all_wrong"]) == (1 / 5, 3 / 5)
+    assert found["reward_mine"] == pytest.approx(sum(map(sum, REWARDS)) / 30)
     spread = [torch.tensor(own).std(correction=0).item() for own in REWARDS]
     assert found["reward_std"] == pytest.approx(sum(spread) / 5)
 
 
+def test_without_known_answers_there_is_no_accuracy() -> None:
+    rollout = answered()
+    unknown = replace(rollout, scores=tuple(tuple(replace(s, correct=None) for s in own) for own in rollout.scores))
+    found = health(unknown)
+    assert all(math.isnan(found[name]) for name in ("accuracy", "groups_all_right", "groups_all_wrong"))
+    assert found["reward"] == health(rollout)["reward"]
+    half = replace(rollout, scores=(*unknown.scores[:3], *rollout.scores[3:]))
+    assert (health(half)["groups_all_right"], health(half)["groups_all_wrong"]) == (1 / 2, 1 / 2)
+    assert health(half)["accuracy"] == pytest.approx(3 / 6)
+
+
 def test_the_last_tenth_of_the_steps() -> None:
-    rows = [{"reward": float(n), "length": None} for n in range(30)]
-    assert late(rows, ("reward", "length")) == {"reward": 28.0, "length": 0.0}
+    rows = [{"reward": float(n), "length": None, "accuracy": None if n == 28 else 1.0 * n} for n in range(30)]
+    found = late(rows, ("reward", "length", "accuracy"))
+    assert found == {"reward": 28.0, "length": None, "accuracy": 28.0}  # steps without a number do not count as 0
     assert late(rows[:4], ("reward",)) == {"reward": 3.0}

@@ -49,7 +49,7 @@ def test_a_malformed_row_is_left_out_and_counted(world: World, log: Log, tmp_pat
     questions = read_rows(sift_questions, file, world.video(most_failed=0.2), log)
     assert [question.id for question in questions] == [f"q{n}" for n in range(8)]
     assert log.folder is not None
-    (bad,) = read_jsonl(log.folder.path / "bad_rows.jsonl")
+    (bad,) = read_jsonl(log.folder.path / "bad_rows-rows.jsonl")
     assert (bad["place"], bad["id"]) == (9, "bad")
     (note,) = read_json(log.folder.path / "run.json")["notes"]
     assert "1 malformed rows" in note
@@ -105,7 +105,9 @@ def test_films_are_decoded_for_all_that_may_be_drawn(world: World, log: Log, tmp
     video = world.video(2, 6).model_copy(update={"tier": tmp_path / "tier", "workers": 1})
     films = open_films(load_model(world.model, device="cpu"), video, tmp_path / "run", frozen=True)
     questions, _ = sift_questions(world.rows("rl"))
-    decode(films, questions[:2], video, log, [FramePolicy(frames=3, max_pixels=PIXELS)])
+    gate = video.window(3)
+    assert gate == FramePolicy(frames=3, max_pixels=PIXELS)
+    decode(films, questions[:2], video, log, lambda q: [*video.policies(q), video.merged(q.policy, gate)])
     assert set(films.tier.decodes().values()) == {1}
     for frames in (2, 3, 6):
         films.tier.take(questions[0].video or "", FramePolicy(frames=frames, max_pixels=PIXELS), films.model.fit)

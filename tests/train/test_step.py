@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from tests.models import tiny
 from torch import nn
 
+from longtake.errors import UserError
 from longtake.maths.loss import clipped_surrogate, cross_entropy, sequence_surrogate
 from longtake.maths.pack import pack
-from longtake.train.step import Sums, adamw, backward, chunks, step_optimizer
+from longtake.train.step import MOST_BAD, Sums, adamw, backward, chunks, count_bad, step_optimizer
 
 EXACT = 1e-12  # of the largest number compared
 FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
@@ -58,12 +60,12 @@ def items(model):
 def grads(model, films):
     """Sums and gradients of items that are packed into rows of at most `budget` tokens."""
 
-    def run(items, loss, budget=10**6, on_policy=False):
+    def run(items, loss, budget=10**6, on_policy=False, **heat):
         model.net.zero_grad()
         sums = Sums()
         for part in chunks(items, lambda item: len(item[0].ids) + sum(map(len, item[1])), budget):
             row = pack(*(list(column) for column in zip(*part, strict=True)), dtype=torch.float64)
-            sums += backward(model, lambda handles: [films[h] for h in handles], row, loss, on_policy)
+            sums += backward(model, lambda handles: [films[h] for h in handles], row, loss, on_policy=on_policy, **heat)
         return sums, {name: p.grad.clone() for name, p in model.net.named_parameters() if p.grad is not None}
 
     yield run
@@ -135,7 +137,26 @@ def test_entropy_is_that_of_the_tokens_that_count(grads, items, model):
     idle = [(p, ids, [[0.0] * len(own) for own in ids], old) for p, ids, _, old in items]
     none, _ = grads(idle, cross_entropy)
     assert (none.entropy, none.tokens, none.loss) == (0.0, 0.0, 0.0)
-    assert none.means() == {"entropy": 0.0, "clipped": 0.0, "kl": 0.0}
+    assert none.means().keys() == {"entropy", "clipped", "kl"}
+    assert all(map(math.isnan, none.means().values()))  # a mean of nothing is no number
+
+
+@pytest.mark.parametrize("heat", [0.7, 2.0])
+def test_the_policy_is_the_distribution_that_was_sampled_from(grads, items, heat, model):
+    """A head whose weights are divided by the temperature gives the same sums, and its gradient times 1 / heat."""
+    sums, got = grads(items, LOSSES["clipped"], temperature=heat)
+    real = type(model).head
+    try:
+        type(model).head = lambda self, hidden: real(self, hidden) / heat
+        want, wanted = grads(items, LOSSES["clipped"])
+    finally:
+        type(model).head = real
+    for name in Sums.__slots__:
+        close(getattr(sums, name), getattr(want, name))
+    same_grads(got, wanted)
+    plain, _ = grads(items, LOSSES["clipped"])
+    assert abs(sums.loss - plain.loss) > 0.1
+    assert abs(sums.entropy - plain.entropy) > 0.1
 
 
 def layer():
@@ -199,6 +220,18 @@ def test_a_step_without_gradients_does_nothing():
     moved, norm = after(net)
     assert norm == 0.0
     assert not any(m.any() for m in moved)
+
+
+def test_five_steps_without_a_finite_gradient_end_the_run():
+    bad = 0
+    for norm in (math.nan, math.inf, math.nan, -math.inf):
+        bad = count_bad(norm, bad)
+    assert (bad, MOST_BAD) == (4, 5)
+    assert count_bad(3.0, bad) == 0  # one good step begins the count anew
+    with pytest.raises(UserError, match="5 steps in a row") as said:
+        count_bad(math.nan, bad)
+    assert "not finite" in str(said.value)
+    assert len(str(said.value).splitlines()) <= 6
 
 
 @given(st.lists(st.integers(1, 9)), st.integers(1, 20))

@@ -14,6 +14,7 @@ from longtake.data.rows import read_examples, read_questions
 from longtake.errors import UserError
 from longtake.log import RunFolder, read_json
 from longtake.records import Example, FramePolicy, Question, Span
+from longtake.runtime.films import Look
 from longtake.sim import tiny
 from longtake.train.resume import Progress
 from longtake.train.session import Session, decode, encode, open_session
@@ -126,8 +127,9 @@ def test_greedy_accuracy_is_the_share_of_right_answers(
 ) -> None:
     policy = FramePolicy(frames=4, max_pixels=tiny.PIXELS)
     questions = decode(session.films, read_questions(world.rows("rl")), world.video(4), silent())
-    found = greedy_accuracy(session, questions, policy, 4, silent())
+    looks = [Look(question, policy) for question in questions]
+    found = greedy_accuracy(session, looks, 4, silent())
     assert found * 8 == int(found * 8)
     truth: Callable[[str, Question], float] = lambda text, question: float(question.kind in ("goal", "plot"))  # noqa: E731
     monkeypatch.setattr("longtake.train.rollout.accuracy", truth)
-    assert greedy_accuracy(session, questions, policy, 4, silent()) == 0.5
+    assert greedy_accuracy(session, looks, 4, silent()) == 0.5

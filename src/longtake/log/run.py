@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from longtake.config import Settings
 from longtake.errors import UserError
 from longtake.log.files import read_json, write_json_atomic
 from longtake.log.folder import DONE, RunFolder
@@ -18,10 +17,16 @@ TRAINED = ("summary.json", "model/config.json")  # what a training stage makes
 MODEL = (".safetensors", ".json", ".jinja", ".txt")
 
 
+class Described(Protocol):
+    """A pydantic model of settings."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
 def begin(
     log: Log,
     stage: str,
-    config: Settings,
+    config: Described,
     out: Path,
     *,
     fresh: bool,

@@ -1,1 +1,1 @@
-"""Where models, data and ranks meet: loading, features, prefixes."""
+"""Where models and data meet: loading, features, prompts."""
