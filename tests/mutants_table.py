@@ -230,8 +230,8 @@ ATTENTION = _breaks(
     (".softmax(-1).to(q.dtype)", ".softmax(-1).to(torch.bfloat16).to(q.dtype)", "decode with rounded shares"),
     (">= prefix_length_N[:, None]", "> prefix_length_N[:, None]", "decode reads one padded key"),
     (
-        "q.reshape(rows, kv_heads, heads // kv_heads, width)",
-        "q.reshape(rows, heads // kv_heads, kv_heads, width).transpose(1, 2)",
+        ".reshape(rows, kv_heads, heads // kv_heads, width) * scale",
+        ".reshape(rows, heads // kv_heads, kv_heads, width).transpose(1, 2) * scale",
         "heads dealt in turn, not in blocks",
     ),
     (

@@ -7,6 +7,7 @@ import torch
 from tests.models import tiny
 from tests.plain.engine import PlainEngine
 
+from longtake.engines import local
 from longtake.engines.local import LocalEngine
 from longtake.maths.attention import Row
 from longtake.maths.logprob import score_tokens
@@ -122,6 +123,31 @@ def test_a_limit_cuts_and_changes_nothing_before_the_cut(model, prompts, engine)
             assert (part.ids, part.finish, len(part.ids)) == (whole.ids[:4], "length", 4)
             close(model, part.logprob, whole.logprob[:4])
             assert part.text == model.tokenizer.decode(part.ids)
+
+
+@pytest.mark.parametrize(("first", "tokens"), [(1, TOKENS), (3, TOKENS), (64, 135)])
+def test_room_that_grows_changes_nothing(model, prompts, engine, ends, monkeypatch, first, tokens):
+    """135 tokens: the room is doubled once, and then again up to the limit alone."""
+    ends()
+    draws = [own[:2] for own in DRAWS[:2]]
+    monkeypatch.setattr(local, "FIRST", 1000)
+    want = engine().generate(prompts[:2], draws, tokens)
+    monkeypatch.setattr(local, "FIRST", first)
+    rooms = []
+    real = local.Decode.__call__
+
+    def spied(self, layer, *qkv, scale):
+        out = real(self, layer, *qkv, scale=scale)
+        rooms.append(self.own[layer][0].shape[2])
+        return out
+
+    monkeypatch.setattr(local.Decode, "__call__", spied)
+    got = engine().generate(prompts[:2], draws, tokens)
+    assert sorted(set(rooms)) == {1: [1, 2, 4, 8, 9], 3: [3, 6, 9], 64: [64, 128, 135]}[first]
+    for one, other in zip(got, want, strict=True):
+        for answer, whole in zip(one.answers, other.answers, strict=True):
+            assert len(answer.ids) == tokens
+            same(model, answer, whole)
 
 
 def test_an_answer_ends_with_its_end_token(model, prompts, engine, ends):

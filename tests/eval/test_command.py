@@ -12,14 +12,18 @@ from pydantic import ValidationError
 from tests.recipes.killing import Death, killed
 from tests.world import World, silent, without
 
+from longtake.data.cache import FrameTier
 from longtake.data.rows import read_questions
 from longtake.errors import UserError
 from longtake.eval import command
 from longtake.log import read_json, read_jsonl
+from longtake.train import rollout
 
 DEATHS = [
     Death("longtake.log.log:Log.step", 2),
     Death("longtake.eval.command:write_jsonl", 4),
+    Death("longtake.eval.command:append_jsonl", 10),  # a question's sampled answer is written, its greedy one is not
+    Death("longtake.eval.command:append_jsonl", 33),
     Death("longtake.eval.command:finish", 1),
 ]
 
@@ -115,6 +119,42 @@ def test_a_kill_changes_nothing(config: Make, death: Death) -> None:
     assert steps[0] == steps[1]
 
 
+def test_a_killed_setting_goes_on_in_its_middle(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches that are on disk are not asked again: of eight questions three were, of the fourth half."""
+    killed("longtake.eval.command", config(), Death("longtake.eval.command:append_jsonl", 8))
+    parts = sorted((config().out / "outcomes").iterdir())
+    assert [(part.name, len(read_jsonl(part))) for part in parts] == [
+        ("4-greedy-none.part.jsonl", 3), ("4-sampled-none.part.jsonl", 4),
+    ]  # fmt: skip
+    asked: list[list[str]] = []
+    real = rollout.rollout
+
+    def spied(engine: Any, films: Any, looks: Any, *rest: Any) -> Any:
+        asked.append([look.question.id for look in looks])
+        return real(engine, films, looks, *rest)
+
+    monkeypatch.setattr(rollout, "rollout", spied)
+    run(config())
+    ids = [f"q{n}" for n in range(8)]
+    batches = [ids[:3], ids[3:6], ids[6:]]
+    assert asked == batches[1:] + 4 * batches
+    assert not list((config().out / "outcomes").glob("*.part.jsonl"))
+
+
+def test_a_film_is_decoded_once_whatever_is_asked_of_it(config: Make, world: World, tmp_path: Path) -> None:
+    """The single frame of a control lies in the run's window too."""
+    tier = tmp_path / "tier"
+    video = world.video(4, start=2.0, workers=1).model_copy(update={"tier": tier})
+    run(config(video=video))
+    assert set(FrameTier(tier).decodes().values()) == {1}
+    assert len(FrameTier(tier).decodes()) == 8
+    files = outcomes(config().out)
+    seen = {name: [row["receipt"]["seconds"] for row in rows] for name, rows in files.items() if "video" not in name}
+    assert len(seen) == 6
+    assert min(second for rows in seen.values() for seconds in rows for second in seconds) >= 2.0
+    assert {tuple(seconds) for seconds in seen["4-greedy-one_frame"]} == {(5.0, 5.0)}  # the middle of 2 s to 8 s
+
+
 def test_what_is_done_is_not_done_again(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     want = run(config())
     monkeypatch.setattr("longtake.runtime.load.load_model", lambda *_: pytest.fail("it loads the model"))
@@ -130,7 +170,11 @@ def test_blind_needs_no_model(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({}, "model is missing"), ({"blind": True, "max_tokens": 3, "batch": 2}, "leave out batch, max_tokens")],
+    [
+        ({}, "model is missing"),
+        ({"blind": True, "max_tokens": 3, "batch": 2}, "leave out batch, max_tokens"),
+        ({"model": "m", "controls": ("shuffled", "one_frame", "shuffled")}, "each at most once"),
+    ],
 )
 def test_settings_that_contradict_each_other(world: World, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):

@@ -8,7 +8,7 @@ from longtake.maths import stats
 
 Z95 = 1.959963984540054
 CLOSE = 1e-9
-COVERED = 0.9  # of a 95 % interval: here it is 0.908 at worst (5 pairs), without the half pairs 0.401
+COVERED = 0.9  # of a 95 % interval; 0.908 at worst here, where the unadjusted interval's worst is 0.401
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 7), (480, 600), (10, 10), (300, 600)])

@@ -177,7 +177,7 @@ def test_groups_without_a_difference_teach_nothing(
     rows = steps(config())
     assert [row["groups_kept"] for row in rows] == [0.0, 0.0]
     progress = read_json(config().out / "checkpoints" / "000002" / "progress.json")
-    assert progress["taken"] == 2 * 3 * 3  # all draws were used up, in both steps
+    assert progress["taken"] == 19 + 3  # three draws a step, two in an epoch of eight: they begin at 0 3 8 and 11 16 19
 
 
 def test_refill_asks_further_questions_until_enough_groups_differ(config: Make, tmp_path: Path) -> None:
@@ -190,9 +190,29 @@ def test_refill_asks_further_questions_until_enough_groups_differ(config: Make, 
     taken = read_json(config().out / "checkpoints" / "000001" / "progress.json")["taken"]
     assert taken % 4 == 0
     assert 8 <= taken <= 24
-    kinds = [group["kind"] for group in read_jsonl(config().out / "rollouts" / "000001.jsonl")]
-    assert sum(kind in ("goal", "plot") for kind in kinds) >= 4
-    assert row["groups_kept"] >= 4 / 8
+    asked = read_jsonl(config().out / "rollouts" / "000001.jsonl")
+    assert sum(group["kind"] in ("goal", "plot") for group in asked) >= 4
+    differ = [len({answer["reward"] for answer in group["answers"]}) > 1 for group in asked]
+    assert sum(differ) >= 4
+    assert row["groups_kept"] == 4 / taken  # four are learned from, of all that were asked
+    rewards = [answer["reward"] for group in asked for answer in group["answers"]]
+    assert row["reward"] == pytest.approx(sum(rewards) / len(rewards))  # nobody is left out of what is watched
+    assert len(asked) == taken
+
+
+def test_no_step_asks_a_question_twice(config: Make) -> None:
+    """Eight questions in steps of three: a third step would cross the border of the epoch, so it begins the next."""
+    run(config(steps=6, keep_rollouts=1, group_size=2, max_tokens=2))
+    asked = [[group["id"] for group in read_jsonl(config().out / f"rollouts/{n:06d}.jsonl")] for n in range(1, 7)]
+    assert all(len(set(step)) == 3 for step in asked)
+    for first, second in zip(asked[::2], asked[1::2], strict=True):
+        assert not set(first) & set(second)
+    assert read_json(config().out / "checkpoints" / "000006" / "progress.json")["taken"] == 22
+
+
+def test_more_questions_a_step_than_there_are_are_refused(config: Make) -> None:
+    with pytest.raises(UserError, match="only 8 questions to ask"):
+        run(config(questions=9))
 
 
 def test_several_passes_leave_the_policy_that_sampled(config: Make) -> None:
@@ -235,7 +255,11 @@ def test_what_is_done_is_not_done_again(config: Make, monkeypatch: pytest.Monkey
         ({"algorithm": "grop"}, "did you mean 'grpo'"),
         ({"algorithm": "zebra"}, "one of longtake, grpo"),
         ({"clip_low": 0.1}, "no effect"),
-        ({"clip_high": 0.1, "algorithm": "rloo", "epochs": 2}, "rloo has no clip"),
+        ({"clip_high": 0.1, "algorithm": "rloo"}, "rloo has no clip"),
+        ({"algorithm": "rloo", "epochs": 2}, "rloo makes one pass"),
+        ({"algorithm": "rloo", "minibatches": 2}, "rloo makes one pass"),
+        ({"algorithm": "grpo", "refill": 1}, "grpo keeps groups of equal rewards"),
+        ({"reward": ("accuracy", "accuracy=0.5")}, "accuracy is given twice"),
         ({"reward": ("acuracy",)}, "did you mean accuracy"),
         ({"reward": ("accuracy=much",)}, "its weight is 'much'"),
         ({"reward": ("none.py:score",)}, "does not exist"),

@@ -16,6 +16,7 @@ from tests.world import World, metrics, silent, summary, weights, write
 from longtake.errors import UserError
 from longtake.log import read_json, read_jsonl
 from longtake.recipes import sft
+from longtake.train import supervised
 from longtake.train.settings import Optim
 
 FAST = Optim(lr=0.01, warmup=0)
@@ -202,6 +203,27 @@ def test_the_gate_ends_the_run(config: Make, world: World, accuracy: float, step
     looked = {row["step"]: row.get("accuracy") for row in read_jsonl(config().out / "metrics.jsonl")}
     assert [step for step, found in looked.items() if found is not None] == [2, 4, 5][: 1 if steps == 2 else 3]
     assert done["reason"] in read_json(config().out / "run.json")["notes"]
+
+
+def test_a_gate_looks_where_its_rows_say(
+    config: Make, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's own window goes before the run's; the gate's number of frames goes before the run's."""
+    rows = read_jsonl(world.rows("rl"))[:3]
+    for number, row in enumerate(rows):
+        row["messages"][0]["content"][0]["video"] = str(world.film(number))
+    rows[1]["messages"][0]["content"][0] |= {"video_start": 5.0, "video_end": 7.0}
+    gate = sft.Gate(rows=write(tmp_path / "gate.jsonl", rows), accuracy=1.0, frames=2, every=1, max_tokens=2)
+    looked: list[tuple[float, ...]] = []
+    real = supervised.greedy_accuracy
+
+    def spied(session: Any, looks: Any, *rest: Any) -> float:
+        looked.extend(session.films.prompt(look).receipt.seconds for look in looks)
+        return real(session, looks, *rest)
+
+    monkeypatch.setattr(supervised, "greedy_accuracy", spied)
+    run(config(steps=1, gate=gate, video=world.video(4, start=1.0, end=3.0)))
+    assert looked == [(1.5, 2.5), (5.5, 6.5), (1.5, 2.5)]
 
 
 def test_a_killed_run_with_a_gate_ends_at_the_same_step(config: Make, world: World) -> None:

@@ -155,7 +155,7 @@ def test_chunks_of_pixels_reach_the_tower(model, tmp_path, whole, monkeypatch):
     monkeypatch.setattr(features, "MOST_PIXELS", 1024)
     store = open_store(tmp_path)
     prepare(store, model, requests())
-    assert together == [2, 2, 1, 2]  # 512 + 256 | 384 + 512 | 384 | 1024 … as the films come
+    assert together == [2, 2, 1, 1, 1]  # 512 + 256 | 384 + 512 | 384 | 1024 | 128: as the films come
     assert whole.keys() == bits(store).keys()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -56,6 +57,27 @@ def test_a_rows_own_policy_goes_first(own: FramePolicy | None, frames: int, want
     assert merged(own, FramePolicy(frames=frames, max_pixels=50), 768) == want
 
 
+def test_the_runs_window_and_cap_hold_where_a_row_has_none() -> None:
+    video = Video(frames=(8,), start=2.0, end=6.0, max_frames=20)
+    wants = {
+        None: FramePolicy(frames=8, start=2.0, end=6.0),
+        FramePolicy(frames=3): FramePolicy(frames=3, start=2.0, end=6.0),
+        FramePolicy(fps=2.0): FramePolicy(fps=2.0, max_frames=20, start=2.0, end=6.0),
+        FramePolicy(fps=2.0, max_frames=30): FramePolicy(fps=2.0, max_frames=30, start=2.0, end=6.0),
+        FramePolicy(max_frames=5): FramePolicy(frames=5, start=2.0, end=6.0),
+        FramePolicy(end=3.0): FramePolicy(frames=8, end=3.0),
+        FramePolicy(seconds=(1.0,)): FramePolicy(seconds=(1.0,)),
+    }
+    for own, want in wants.items():
+        assert video.policies(replace(PLAIN, policy=own)) == (want,)
+
+
+def test_times_instead_of_frames() -> None:
+    video = Video(seconds=(1.0, 2.5), max_pixels=9)
+    assert video.policy(PLAIN, 17) == FramePolicy(seconds=(1.0, 2.5), max_pixels=9)
+    assert video.policy(asked(frames=3), 17) == FramePolicy(frames=3, max_pixels=9)
+
+
 def test_frames_a_second_instead_of_frames() -> None:
     video = Video(fps=2.0, max_frames=5)
     assert video.policy(PLAIN, 17) == FramePolicy(fps=2.0, max_frames=5)
@@ -68,7 +90,8 @@ def test_frames_a_second_instead_of_frames() -> None:
         ({"fps": 1.0, "frames": (8,)}, "exclude each other"),
         ({"frames": ()}, "from 1 on"),
         ({"frames": (8, 0)}, "from 1 on"),
-        ({"max_frames": 8}, "caps fps only"),
+        ({"fps": 1.0, "seconds": (1.0,)}, "exclude each other"),
+        ({"seconds": (1.0,), "start": 1.0}, "leave start and end out"),
     ],
 )
 def test_settings_that_contradict_each_other(wrong: dict[str, object], said: str) -> None:

@@ -201,8 +201,9 @@ def decode_attention(
     """One new token of every answer, on its question's prefix (padded at the end to P) and its own t tokens, itself
     included.
 
-    Answers of one question are neighbours; none copies its prefix. Half precision: scores and softmax in float32 (for
-    which the keys are widened), the shares rounded again to meet the values, as in flash kernels. No gradient is needed.
+    Answers of one question are neighbours; none copies its prefix. Half precision: scores and softmax are in float32
+    (the keys are widened for it), the shares rounded again to meet the values, as in flash kernels. No gradient is
+    needed.
     """
     questions, kv_heads, longest, width = prefix_k.shape
     rows, heads = q.shape[:2]
