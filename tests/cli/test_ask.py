@@ -106,7 +106,7 @@ def test_a_film_of_one_frame(ask: Ask, tmp_path: Path) -> None:
     assert (found["receipt"]["indices"], found["receipt"]["padded"]) == ([0, 0], 1)
     assert "1 frames taken where 64" in found["receipt"]["cut"]
     _, out, _ = ask(tmp_path / "one.mp4")
-    assert "saw 1 frames" in out
+    assert "saw 1 frame of" in out
     assert "cut: " in out
 
 

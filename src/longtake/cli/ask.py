@@ -55,6 +55,9 @@ def run(config: Config, log: Log) -> dict[str, Any]:
 
     if not config.question.strip():
         raise UserError("the question is empty", fix='longtake ask film.mp4 "What happens?" --model …')
+    if any("\ud800" <= letter <= "\udfff" for letter in config.question):
+        why, fix = "this locale knows plain ASCII only", "set LC_ALL=C.UTF-8 and ask again"
+        raise UserError("the question cannot be read", why=why, fix=fix)
     if wrong := fault(config.film):  # a model may take minutes to load
         raise UserError(wrong[0], where=str(config.film), why=wrong[1], fix=wrong[2])
     model = load_model(config.model, config.dtype)
@@ -87,4 +90,4 @@ def told(receipt: Receipt) -> str:
         shown.insert(4, "…")
     size = f"{receipt.width} x {receipt.height} pixels, {receipt.tokens} visual tokens, {receipt.backend}"
     cut = f"\ncut: {receipt.cut}" if receipt.cut else ""
-    return f"saw {len(seconds)} frames of {receipt.path} at {' '.join(shown)} s\n{size}{cut}"
+    return f"saw {len(seconds)} frame{'s' * (len(seconds) > 1)} of {receipt.path} at {' '.join(shown)} s\n{size}{cut}"

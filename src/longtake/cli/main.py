@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import longtake
 from longtake.cli import dry, environment, help  # noqa: A004 — the file's name
@@ -39,20 +39,21 @@ def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES
     words = list(sys.argv[1:] if argv is None else argv)
     json_output = "--json" in words
     try:
-        try:
-            if argv is None:
-                prepare(words, stages)
-            return command(words, stages)
-        except ConfigError as error:
-            return tell(str(error), 2, json_output)
-        except UserError as error:
-            return tell(str(error), 1, json_output)
-        except KeyboardInterrupt as stop:
-            if argv is None:  # what is left to do is quick, and a second Ctrl-C would only make it ugly
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return tell(interrupted(words, stages), 143 if isinstance(stop, Terminated) else 130, json_output)
+        if argv is None:
+            prepare(words, stages)
+        return command(words, stages)
+    except ConfigError as error:
+        return tell(str(error), 2, json_output)
+    except UserError as error:
+        return tell(str(error), 1, json_output)
+    except KeyboardInterrupt as stop:
+        if argv is None:  # what is left to do is quick, and a second Ctrl-C would only make it ugly
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return tell(interrupted(words, stages), 143 if isinstance(stop, Terminated) else 130, json_output)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        swallow(sys.stdout)
+        if words and words[0] in stages and stages[words[0]].trains:
+            tell(interrupted(words, stages), 141, json_output=False)
         return 141
 
 
@@ -62,10 +63,14 @@ def prepare(words: Sequence[str], stages: Mapping[str, Stage]) -> None:
     def terminate(number: int, frame: object) -> None:
         raise Terminated
 
+    environment.open_streams()
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the folder you are in was deleted", fix="cd to another") from None
     real = not {"--help", "-h", "--dry-run"} & set(words)
     if real and words and words[0] in stages and stages[words[0]].trains:
         environment.restart(sys.orig_argv[1:])
-    environment.open_streams()
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminate)
 
@@ -133,11 +138,20 @@ def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log) -> int:
 
 def tell(text: str, code: int, json_output: bool) -> int:
     """Say on stderr why it ended, in at most MOST_LINES; with --json stdout gets {"error": text} as well."""
-    lines = text.splitlines()[:MOST_LINES]
-    print("\n".join(lines), file=sys.stderr)
+    said = {sys.stderr: "\n".join(text.splitlines()[:MOST_LINES])}
     if json_output:
-        print(json.dumps({"error": text}))
+        said[sys.stdout] = json.dumps({"error": text})
+    for stream, line in said.items():
+        try:
+            print(line, file=stream, flush=True)
+        except OSError:  # a closed pipe, a full disk: nobody can be told
+            swallow(stream)
     return code
+
+
+def swallow(stream: TextIO) -> None:
+    """Whatever is still to be written goes nowhere, or Python would complain when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def interrupted(words: Sequence[str], stages: Mapping[str, Stage]) -> str:

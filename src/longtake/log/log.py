@@ -51,6 +51,7 @@ class Log:
         self.json_output = json_output
         self.terminal = self.stream.isatty()
         self.folder: RunFolder | None = None
+        self._opened: list[RunFolder] = []  # all that ever were: a demo and its stages end together
         self.seconds: dict[
             str, float
         ] = {}  # wall seconds by phase since the folder was opened, earlier sittings included
@@ -65,6 +66,7 @@ class Log:
         self._save()
         self.clear()
         self.folder = folder
+        self._opened.append(folder)
         self.seconds = folder.seconds
         self._before = dict(self.seconds)
         self._saved = time.monotonic()
@@ -177,9 +179,10 @@ class Log:
         self._save()
 
     def ended(self, status: str) -> None:
-        """Tell the open run folder, if it is still running, how the run ended."""
-        if self.folder and self.folder.status == RUNNING:
-            self.folder.set_status(status)
+        """Tell every run folder that is still running how the run ended."""
+        for folder in self._opened:
+            if folder.status == RUNNING:
+                folder.set_status(status)
         self.close()
 
     def summary(self, numbers: Mapping[str, object]) -> None:

@@ -64,6 +64,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     engine = LocalEngine(model, films.features, weights_version(model))
     rates_file = config.out / "rates.jsonl"
     lines = read_jsonl(rates_file) if rates_file.exists() else []
+    log.cut_after(len(lines))  # a kill may fall between telling a batch and keeping it
     rates: dict[str, float] = {name: rate for line in lines for name, rate in line["rates"].items()}
 
     starts = range(0, len(questions), config.batch)
@@ -80,8 +81,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
         for look, scores in zip(looks, seen.scores, strict=True):
             rates[look.question.id] = sum(score.correct is True for score in scores) / config.answers
-        append_jsonl(rates_file, {"batch": step, "rates": {question.id: rates[question.id] for question in batch}})
         log.step(step, len(starts), {"accuracy": seen.accuracy})
+        append_jsonl(rates_file, {"batch": step, "rates": {question.id: rates[question.id] for question in batch}})
     return finish(log, write_splits(config, questions, rates))
 
 

@@ -89,10 +89,10 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         return known
     rows = policy.read_questions(config.rows, config.questions, reward, video, log)
     session = open_session(config.model, config.out, video, optim, log, train_vision=False, dtype=config.dtype)
-    questions = decode(session.films, rows, video, log)
     sampler = policy.Sampler(
-        questions, config.questions, config.refill, video, reward, heats, config.max_tokens, config.seed
-    )
+        decode(session.films, rows, video, log),
+        config.questions, config.refill, video, reward, heats, config.max_tokens, config.seed,
+    )  # fmt: skip
 
     bad = 0
     for step in range(session.progress.step, config.steps):
@@ -126,5 +126,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             session.checkpoint()
 
-    means = policy.late(read_jsonl(config.out / "metrics.jsonl"), ("reward", "accuracy", "length"))
-    return finish(log, {"steps": config.steps, "model": str(session.finish())} | means)
+    return finish(
+        log,
+        {"steps": config.steps, "model": str(session.finish())}
+        | policy.late(read_jsonl(config.out / "metrics.jsonl"), ("reward", "accuracy", "length")),
+    )

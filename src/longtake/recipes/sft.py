@@ -101,13 +101,21 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             norm = step_optimizer(session.optimizer, session.params, count=count, lr=rate, max_norm=optim.max_grad_norm)
             bad = count_bad(norm, bad)
         session.progress = replace(session.progress, step=step + 1, taken=session.progress.taken + len(batch))
-        numbers = {"loss": sums.loss / count, "entropy": sums.means()["entropy"], "grad_norm": norm, "lr": rate}
-        numbers["tokens"] = float(sum(item.tokens for item in items))
+        numbers = {
+            "loss": sums.loss / count, "entropy": sums.means()["entropy"], "grad_norm": norm, "lr": rate,
+            "tokens": float(sum(item.tokens for item in items)),
+        }  # fmt: skip
         if held_out and ((step + 1) % gate.every == 0 or step + 1 == config.steps):
             numbers["accuracy"] = supervised.greedy_accuracy(session, looks, gate.max_tokens, log)
             supervised.end_at(session, numbers["accuracy"], gate.accuracy, config.steps, log)
         log.step(step + 1, config.steps, numbers)
         if (step + 1) % config.checkpoint_every == 0 or session.progress.done:
             session.checkpoint()
-    reason = session.progress.reason or "all steps made"
-    return finish(log, {"steps": session.progress.step, "reason": reason, "model": str(session.finish())})
+    return finish(
+        log,
+        {
+            "steps": session.progress.step,
+            "reason": session.progress.reason or "all steps made",
+            "model": str(session.finish()),
+        },
+    )

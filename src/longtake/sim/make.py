@@ -8,9 +8,12 @@ rows/rl.jsonl  gate.jsonl  test.jsonl      questions; every split has films of i
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from longtake.log.files import write_jsonl, writing
@@ -38,10 +41,23 @@ def make_films(
     jobs = [(film_path(folder, split, n), seed, split, n) for split in SPLITS for n in range(counts[split])]
     missing = [job for job in jobs if not job[0].exists()]
     progress(len(jobs) - len(missing), len(jobs))
-    with writing(folder / "films"), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with writing(folder / "films"), ProcessPoolExecutor(workers, get_context("spawn"), _ready) as pool:
         for done, _ in enumerate(pool.map(_film, missing, chunksize=16), len(jobs) - len(missing) + 1):
             progress(done, len(jobs))
     return len(jobs)
+
+
+def _ready() -> None:
+    """A process that renders: Ctrl-C is its parent's to handle, and if that is killed it must not wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a spawned process has one"
+    parent.join()
+    os._exit(1)
 
 
 def _film(job: tuple[Path, int, str, int]) -> None:

@@ -44,7 +44,8 @@ def save(folder: Path, progress: Progress, model: Model, optimizer: torch.optim.
 
 def whole(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob("*/progress.json") if not path.parent.name.endswith(".part"))
+    found = [path.parent for path in folder.glob("*/progress.json") if path.parent.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def latest(folder: Path) -> tuple[Progress, Path] | None:
