@@ -1,15 +1,16 @@
-"""One-place breaks of longtake.maths; each must turn a test red, by an assertion, after a green control run.
+"""One-place breaks of the maths and the loops; each must turn a test red, by an assertion, beside a green control run.
 
 `python -m tests.mutants` (two forked workers) prints what survived and exits non-zero if anything did. Every mutant
-gets a copy of the maths folder with one text replaced, and a forked process that runs the maths tests on it.
+is one file with one text replaced that lies before the real one on its package's path, and a forked process that runs
+the tests of that file on it. `python -m tests.mutants train/step.py` tries the breaks of one file or folder alone.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import multiprocessing
-import shutil
 import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
@@ -22,9 +23,12 @@ import torch
 import torch.testing
 import torch.utils.checkpoint
 from hypothesis import strategies
-from tests.mutants_table import MUTANTS, TESTS, Mutant
+from tests import mutants_loop, mutants_table
+from tests.mutants_table import Mutant
 
 ROOT = Path(__file__).parent.parent
+MUTANTS = mutants_loop.MUTANTS + mutants_table.MUTANTS
+TESTS = mutants_table.TESTS | mutants_loop.TESTS
 QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]
 QUICK += [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
 
@@ -51,25 +55,21 @@ class Watch:
 
 
 def run(mutant: Mutant | None) -> Outcome:
-    """In a process of its own: the maths tests on a copy of the package with one break."""
-    import longtake.maths
-
+    """In a process of its own: the tests of a file, with one break in it."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "maths"
-        shutil.copytree(longtake.maths.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
-            file = copy / mutant.file
-            text = file.read_text()
+            text = (ROOT / "src/longtake" / mutant.file).read_text()
             if text.count(mutant.old) != 1:
                 return Outcome(mutant, "", f"{mutant.file} holds the text to break {text.count(mutant.old)} times")
-            file.write_text(text.replace(mutant.old, mutant.new))
-        longtake.maths.__path__[:] = [str(copy)]
+            package, _, name = mutant.file.rpartition("/")
+            (Path(folder) / name).write_text(text.replace(mutant.old, mutant.new))
+            importlib.import_module(f"longtake.{package}").__path__.insert(0, folder)
         sys.dont_write_bytecode = True
         files = sorted({name for names in TESTS.values() for name in names}) if mutant is None else TESTS[mutant.file]
         watch = Watch()
         options = [*QUICK, "--rootdir", str(ROOT)]
         with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
-            code = pytest.main([*options, *(str(ROOT / "tests/maths" / name) for name in files)], plugins=[watch])
+            code = pytest.main([*options, *(str(ROOT / "tests" / name) for name in files)], plugins=[watch])
     if mutant is None:
         return Outcome(None, "", "" if code == 0 else f"the control run is red: {watch.test} {said.getvalue()[-2000:]}")
     if code == pytest.ExitCode.OK:
@@ -91,19 +91,37 @@ def warm_up() -> None:
         torch.testing.assert_close(torch.tensor(numbers), torch.tensor(numbers))
 
     check()
+    network()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "longtake"]:
+        del sys.modules[name]  # every child reads it anew, with its own break
+    for name in [name for name in sys.modules if name.startswith(("tests.models", "tests.world"))]:
+        del sys.modules[name]
     gc.freeze()
 
 
-def main() -> int:
+def network() -> None:
+    """One pass of a tiny network, for what transformers loads at first use."""
+    from tests.models import tiny
+
+    from longtake.models.qwen3_vl import Qwen3VL
+
+    words = tiny.tokenizer()
+    model = Qwen3VL(tiny.network(words).eval(), words, tiny.PIXELS)
+    with torch.no_grad():
+        model.encode([tiny.film(0, 2)])
+        model.prompt(tiny.ask(), None, None)
+
+
+def main(wanted: str = "") -> int:
+    """Breaks of files whose path begins with `wanted`."""
+    mutants = [mutant for mutant in MUTANTS if mutant.file.startswith(wanted)]
     warm_up()
     fork = multiprocessing.get_context("fork")
-    with fork.Pool(1, maxtasksperchild=1) as pool:
-        control = pool.apply(run, (None,))
+    with fork.Pool(2, maxtasksperchild=1) as pool:
+        control, *outcomes = pool.imap(run, [None, *mutants], chunksize=1)
     if control.problem:
         print(control.problem)
         return 1
-    with fork.Pool(2, maxtasksperchild=1) as pool:
-        outcomes = list(pool.imap_unordered(run, MUTANTS, chunksize=1))
     loose = [outcome for outcome in outcomes if outcome.problem]
     for outcome in sorted(loose, key=lambda x: x.mutant.file):
         print(f"{outcome.mutant.file}: {outcome.mutant.why}: {outcome.problem} {outcome.caught_by}")
@@ -112,4 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

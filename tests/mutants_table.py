@@ -1,35 +1,35 @@
-"""The breaks: file of longtake.maths, text that occurs once in it, what takes its place, and what that means."""
+"""Breaks of longtake.maths: file, text that occurs once in it, what takes its place, and what that means."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 TESTS = {  # which tests must notice a break in which file
-    "advantage.py": ("test_advantage.py",),
-    "algorithms.py": ("test_algorithms.py",),
-    "attention.py": ("test_attention.py",),
-    "kernels.py": ("test_kernels.py",),
-    "logprob.py": ("test_logprob.py",),
-    "loss.py": ("test_loss.py",),
-    "pack.py": ("test_pack.py",),
-    "stats.py": ("test_stats.py",),
-    "varlen.py": ("test_attention.py",),
+    "maths/advantage.py": ("maths/test_advantage.py",),
+    "maths/algorithms.py": ("maths/test_algorithms.py",),
+    "maths/attention.py": ("maths/test_attention.py",),
+    "maths/kernels.py": ("maths/test_kernels.py",),
+    "maths/logprob.py": ("maths/test_logprob.py",),
+    "maths/loss.py": ("maths/test_loss.py",),
+    "maths/pack.py": ("maths/test_pack.py",),
+    "maths/stats.py": ("maths/test_stats.py",),
+    "maths/varlen.py": ("maths/test_attention.py",),
 }
 
 
 class Mutant(NamedTuple):
-    file: str
+    file: str  # in src/longtake
     old: str
     new: str
     why: str
 
 
-def _breaks(file: str, *lines: tuple[str, str, str]) -> tuple[Mutant, ...]:
+def breaks(file: str, *lines: tuple[str, str, str]) -> tuple[Mutant, ...]:
     return tuple(Mutant(file, *line) for line in lines)
 
 
-ADVANTAGE = _breaks(
-    "advantage.py",
+ADVANTAGE = breaks(
+    "maths/advantage.py",
     (
         "reward_NG - reward_NG.mean(-1, keepdim=True)",
         "reward_NG - reward_NG.mean()",
@@ -56,8 +56,8 @@ ADVANTAGE = _breaks(
     ("float(advantage_NG.numel() * max_tokens)", "float(length_NG.sum())", "constant that depends on lengths"),
 )
 
-LOSS = _breaks(
-    "loss.py",
+LOSS = breaks(
+    "maths/loss.py",
     (
         "logprob_R, 0) * -weight_R\n    return _terms(term_R, torch.zeros",
         "logprob_R, 0) * weight_R\n    return _terms(term_R, torch.zeros",
@@ -91,8 +91,8 @@ LOSS = _breaks(
     ("count=live_R.sum()", "count=torch.ones_like(live_R).sum()", "tokens out of the loss counted"),
 )
 
-ALGORITHMS = _breaks(
-    "algorithms.py",
+ALGORITHMS = breaks(
+    "maths/algorithms.py",
     ("clip_low=0.2, clip_high=0.28", "clip_low=0.2, clip_high=0.2", "clip-higher forgotten"),
     (
         '"grpo", advantage.group_normalised, _token_clip, "per answer mean"',
@@ -116,8 +116,8 @@ ALGORITHMS = _breaks(
     ('"longtake", advantage.batch_std', '"longtake", advantage.group_normalised', "the default's deviation"),
 )
 
-LOGPROB = _breaks(
-    "logprob.py",
+LOGPROB = breaks(
+    "maths/logprob.py",
     ("return logprob_RV.gather", "return logits_RV.gather", "logits for log-probabilities"),
     ("log_softmax(-1)", "log_softmax(0)", "softmax over rows"),
     ("with torch.no_grad():", "with torch.enable_grad():", "gradient through the entropy"),
@@ -139,8 +139,8 @@ LOGPROB = _breaks(
     ("torch.special.entr(logprob_RV.exp())", "(-logprob_RV.exp() * logprob_RV)", "0 times inf in the entropy"),
 )
 
-KERNELS = _breaks(
-    "kernels.py",
+KERNELS = breaks(
+    "maths/kernels.py",
     (
         "q_bHmD.to(width) * scale, k_bKnD.to(width), v_bKnD.to(width)\n",
         "q_bHmD.to(width), k_bKnD.to(width), v_bKnD.to(width)\n",
@@ -168,8 +168,8 @@ KERNELS = _breaks(
     ("q_bHmD.dtype, torch.float32", "q_bHmD.dtype, q_bHmD.dtype", "half precision left as it is"),
 )
 
-VARLEN = _breaks(
-    "varlen.py",
+VARLEN = breaks(
+    "maths/varlen.py",
     ("q, k, v, 0.0, spans.causal, scale=scale", "q, k, v, 0.0, False, scale=scale", "answers see their future"),
     ("*given, 0.0, spans.causal, scale=scale", "*given, 0.0, True, scale=scale", "backward always causal"),
     ("*given, 0.0, spans.causal, scale=scale", "*given, 0.0, spans.causal", "backward with the default scale"),
@@ -193,8 +193,8 @@ VARLEN = _breaks(
     ("_similar(span[1]) if causal else span[3]", "span[1] if causal else span[3]", "a call for every length"),
 )
 
-ATTENTION = _breaks(
-    "attention.py",
+ATTENTION = breaks(
+    "maths/attention.py",
     ("(own_lse - joined).exp()[..., None]", "(seen_lse - joined).exp()[..., None]", "join weights swapped"),
     (
         "joined = torch.logaddexp(own_lse, seen_lse)",
@@ -241,8 +241,8 @@ ATTENTION = _breaks(
     ),
 )
 
-PACK = _breaks(
-    "pack.py",
+PACK = breaks(
+    "maths/pack.py",
     ("[last] * bool(answer)", "[len(ids)] * bool(answer)", "first token predicted at the answer's own place"),
     ("int(prompt.position_3P.max()) + 1", "int(prompt.position_3P[0, -1]) + 1", "positions go on from the last token"),
     (
@@ -260,8 +260,8 @@ PACK = _breaks(
     ),
 )
 
-STATS = _breaks(
-    "stats.py",
+STATS = breaks(
+    "maths/stats.py",
     ("z * z / (4 * n * n)", "z * z / (4 * n)", "Wilson's half width"),
     ("(value + z * z / (2 * n))", "(value + z * z / n)", "Wilson's centre"),
     ("inv_cdf((1 + confidence) / 2)", "inv_cdf(confidence)", "one-sided"),

@@ -76,6 +76,7 @@ def test_settings_files_and_common_options_are_told_apart() -> None:
         ("-l 1", "-l: unknown option; options begin with two dashes"),
         ("--learning-rate", "--learning-rate: needs a value"),
         ("--frames", "--frames: needs a value"),
+        ("--rows=", "--rows: needs a value"),
         ("--learning-rate --blind", "--learning-rate: needs a value"),
         ("--blind=yes", "--blind: takes no value; write --blind or --no-blind"),
         ("--blind --no-blind", "--no-blind: given twice, first by --blind"),

@@ -198,7 +198,7 @@ def test_files_that_hold_no_rows(tmp_path: Path, written: str, what: str) -> Non
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
-    assert "No such file" in said(tmp_path / "none.jsonl")
+    assert "no such file" in said(tmp_path / "none.jsonl").lower()
     assert "folder" in said(tmp_path)
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     assert "to_json" in said(tmp_path / "rows.parquet")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ MALFORMED = [
     ({"messages": [{"role": "user", "content": " "}]}, "no text"),
     ({"messages": [{"role": "user", "content": "<video>where ?"}]}, "none is named"),
     ({"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}, "'image'"),
+    (json.dumps(chat(text="where ? \ud83d")), r"half a character in the text: '\ud83d'"),
     (chat(look={"video": ["1.png", "2.png"]}), "2 films or images"),
     (chat(look={"video": "https://x.org/a.mp4"}), "web address"),
     (chat(answer=[{"type": "text", "text": "a", "weight": -1}]), "weight"),
@@ -81,3 +85,17 @@ def test_real_benchmark_files(name: str, good: int, bad: int) -> None:
     assert (len(questions), len(left_out)) == (good, bad)
     assert all(question.answer in "ABCD" and len(question.options) == 4 for question in questions)
     assert all(row.id and row.reason for row in left_out)
+
+
+def test_escapes_of_whole_characters_are_fine(tmp_path: Path) -> None:
+    path = lines(tmp_path, json.dumps(chat(text="where is 🎈 ?")), json.dumps(chat("p", text="C:\\udata ?")))
+    assert [question.text for question in sift_questions(path)[0]] == ["where is 🎈 ?", "C:\\udata ?"]
+
+
+def test_rows_may_come_through_a_pipe(tmp_path: Path) -> None:
+    content = json.dumps(chat("a")) + "\n" + json.dumps(chat("b")) + "\n"
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(content,))
+    writer.start()
+    assert [question.id for question in sift_questions(tmp_path / "pipe")[0]] == ["a", "b"]
+    writer.join()

@@ -68,3 +68,39 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write here"):
         RunFolder.open(tmp_path / "file", "sft", CONFIG)
+
+
+def test_a_run_that_got_nowhere_gives_way(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, "sft", CONFIG).set_status("failed: no such film")
+    second = RunFolder.open(tmp_path, "grpo", CONFIG | {"lr": 0.2})
+    assert (second.resumed, second.begun, read_json(tmp_path / "run.json")["stage"]) == (False, False, "grpo")
+    second.set_status("done")
+    with pytest.raises(UserError, match="holds another run"):
+        RunFolder.open(tmp_path, "sft", CONFIG)
+
+
+@pytest.mark.parametrize("text", ['{"stage": "sf', "[]", "{}", ""])
+def test_a_broken_run_json_is_not_taken_for_a_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        RunFolder.open(tmp_path, "sft", CONFIG)
+    assert str(tmp_path / "run.json") in str(caught.value)
+    assert "--fresh" in caught.value.fix
+    assert (tmp_path / "run.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints", "outcomes"])
+def test_what_is_no_run_of_ours_is_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"there is {name}, but no run.json"):
+        RunFolder.open(tmp_path, "sft", CONFIG)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_the_folder_one_is_in_is_not_moved_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunFolder.open(tmp_path, "sft", CONFIG)
+    (tmp_path / "below").mkdir()
+    for place in (tmp_path, tmp_path / "below"):
+        monkeypatch.chdir(place)
+        with pytest.raises(UserError, match="cannot be moved aside"):
+            RunFolder.open(tmp_path, "sft", CONFIG, fresh=True)

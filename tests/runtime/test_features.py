@@ -89,7 +89,7 @@ def test_killed_while_decoding_and_run_again(model, tmp_path, whole, fail):
 
 
 def test_killed_while_writing_and_run_again(model, tmp_path, whole, monkeypatch):
-    def half(tensors, path):
+    def half(tensors, path, metadata):
         path.write_bytes(b"half a pack")
         raise Killed
 
@@ -194,7 +194,7 @@ def test_a_full_disk_is_said_and_loses_nothing(model, tmp_path, monkeypatch):
     store = open_store(tmp_path)
     prepare(store, model, requests()[:2], chunk=2)
 
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -49,6 +49,31 @@ def test_a_set_of_frames_is_encoded_once(films: Films, questions: list[Question]
     assert set(films.store.encodes().values()) == {1}
 
 
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_features_that_changed_on_disk_are_made_again_and_counted(
+    world: World, tmp_path: Path, questions: list[Question], how: str
+) -> None:
+    looks = [Look(q, POLICY) for q in questions]
+    model = load_model(world.model, device="cpu")
+    first = open_films(model, world.video(), tmp_path, frozen=True)
+    first.encode(looks, lambda *_: None)
+    handles = [first.prompt(look).features or "" for look in looks]
+    before = [made.level_LNE.clone() for made in first.features(handles)]
+    second = open_films(model, world.video(), tmp_path, frozen=True)
+    assert [second.prompt(look).features for look in looks] == handles
+    (pack,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(pack.read_bytes())
+    content[-5] ^= 1
+    pack.unlink()
+    if how != "gone":
+        pack.write_bytes(content if how == "flipped" else content[:-9])
+    assert all(torch.equal(made.level_LNE, old) for made, old in zip(second.features(handles), before, strict=True))
+    assert second.store is not None
+    assert second.store.damaged == 1
+    assert set(second.store.encodes().values()) == {1}
+    assert len(list(tmp_path.rglob("*.damaged"))) == (how != "gone")
+
+
 def test_a_prompt_is_made_once_and_names_its_features(films: Films, questions: list[Question]) -> None:
     look = Look(questions[0], POLICY)
     encode(films, [look], silent())

@@ -77,7 +77,7 @@ def _option(table: dict[str, Leaf], words: Sequence[str], at: int, found: Argume
         return at
     if not equals and not leaf.many:
         values, after = values[:1], at + len(values[:1])
-    if not values:
+    if not any(values):  # "" is what an unset shell variable leaves, and as a path it would mean this folder
         found.problems.append(f"{typed}: needs a value")
         return after
     try:

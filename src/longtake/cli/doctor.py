@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 import sys
@@ -118,7 +119,7 @@ def guarded(name: str, check: Callable[[], str], fix: str) -> Check:
 
 def disk(folder: Path) -> Check:
     """Free space where runs are written."""
-    place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    place = next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))
     free = shutil.disk_usage(place).free / 2**30
     ok = free >= FREE_GIB
     return Check("disk", ok, f"{free:.1f} GiB free", "" if ok else f"du -sh {place.resolve()}/* | sort -h | tail")

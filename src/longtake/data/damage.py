@@ -6,6 +6,7 @@ ISO/IEC 14496-12 §4.2), Matroska (the Segment element, RFC 9559 §5.1) and AVI 
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 SNIFF = 512  # bytes; a film's header has control bytes long before that
@@ -15,16 +16,18 @@ _AGAIN = "copy or download the film again"
 
 def fault(path: Path) -> tuple[str, str, str] | None:
     """(what, why, fix) if the file cannot be a whole film, else None. Reads a few kilobytes at most."""
-    if path.is_dir():
-        return "this is a folder, not a film", "", "name the film files in it"
-    if not path.is_file():
-        return "no such film", "", "check the path; relative paths start at the row file's folder"
-    size = path.stat().st_size
-    if size == 0:
-        return "the film is empty", "the file has 0 bytes", _AGAIN
     try:
+        mode, size = path.stat().st_mode, path.stat().st_size
+        if stat.S_ISDIR(mode):
+            return "this is a folder, not a film", "", "name the film files in it"
+        if not stat.S_ISREG(mode):
+            return "this is no file that can be read twice", "", "copy the film to one"
+        if size == 0:
+            return "the film is empty", "the file has 0 bytes", _AGAIN
         with path.open("rb") as file:
             head = file.read(SNIFF)
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such film", "", "check the path; relative paths start at the row file's folder"
     except OSError as error:
         return "the film cannot be opened", (error.strerror or str(error)).lower(), "check who may read it"
     if set(head) <= _TEXT:

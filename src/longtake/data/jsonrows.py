@@ -84,7 +84,8 @@ def _text(path: Path) -> str:
     except IsADirectoryError:
         raise UserError("this is a folder, not a file of rows", where=str(path), fix="name the .jsonl inside") from None
     except OSError as error:
-        raise UserError("cannot read the rows", where=str(path), why=error.strerror or str(error)) from None
+        why, fix = (error.strerror or str(error)).lower(), "check the path"
+        raise UserError("cannot read the rows", where=str(path), why=why, fix=fix) from None
 
 
 def _lines(text: str) -> Iterator[Numbered]:

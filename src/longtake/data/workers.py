@@ -7,6 +7,7 @@ The size of frames is the model's to say, so a process asks for it and the paren
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -161,15 +162,21 @@ def serve(complete: Complete) -> None:
 
 def _ask_fit(width: int, height: int, frames: int, max_pixels: int | None) -> Size:
     _say("fit", [width, height, frames, max_pixels])
-    reply = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(1)  # the parent is gone
+    reply = json.loads(line)
     if isinstance(reply, dict):
         raise UserError(reply["what"], where=reply["where"], why=reply["why"], fix=reply["fix"])
     return reply[0], reply[1]
 
 
 def _say(kind: str, said: Any) -> None:
-    sys.stdout.write(json.dumps({"kind": kind, "said": said}) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps({"kind": kind, "said": said}) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(1)  # the parent is gone: nobody wants a traceback
 
 
 def _words(error: UserError) -> dict[str, str]:

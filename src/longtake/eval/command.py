@@ -97,9 +97,8 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
     for step, (policy, control) in enumerate(settings, 1):
         frames = policy.frames or 0
         paths = [config.out / "outcomes" / f"{frames}-{way}-{control or 'none'}.jsonl" for way in ("sampled", "greedy")]
-        if all(path.exists() for path in paths):
-            found = [_read(row) for path in paths for row in read_jsonl(path)]
-        else:
+        found = [_read(row) for path in paths if path.exists() for row in read_jsonl(path)]
+        if len(found) != 2 * len(questions):  # not asked yet, or a file was cut short
             found = _setting(config, engine, films, questions, policy, control, log, paths)
         outcomes += found
         sampled = [o.correct for o in found if o.temperature]

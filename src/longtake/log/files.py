@@ -35,13 +35,17 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def disk_full(error: Exception) -> bool:
-    """Whether an exception means that the disk (or the user's share of it) is full.
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or one behind it, means that the disk (or the user's share of it) is full.
 
     safetensors and torch raise exceptions of their own that carry the system's words, hence the text.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    return number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def full(path: Path) -> UserError:

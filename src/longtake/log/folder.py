@@ -25,7 +25,8 @@ FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "featur
 RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists
 KEYS = {"stage", "config", "status", "notes", "seconds"}  # without these run.json is none of ours
-RESULTS = ("metrics.jsonl", "outcomes", "checkpoints", "films")  # a stage's first: from here on there is a run to keep
+# what a stage makes first: from there on there is a run to keep; "films" is a demo's
+RESULTS = ("metrics.jsonl", "rates.jsonl", "outcomes", "checkpoints", "films")
 
 
 class AnotherRun(UserError):
@@ -131,7 +132,7 @@ def _begun(path: Path) -> bool:
 
 def refuse_strange(path: Path) -> None:
     """Raise AnotherRun if a folder without run.json holds what a run would write over or go on from."""
-    for name in ("model", "checkpoints", "metrics.jsonl", "outcomes"):
+    for name in ("model", *RESULTS[:-1]):
         if (path / name).exists():
             why, fix = f"there is {name}, but no run.json", "choose another --out"
             raise AnotherRun("the folder holds something that is no run", where=str(path), why=why, fix=fix)

@@ -75,8 +75,10 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         looks = [Look(q, config.video.policy(q, keyed(config.seed, "frames", q.id))) for q in batch]
         encode(films, looks, log)
         with log.phase("rollout"):
-            heat = [config.temperature] * config.answers
-            seen = rollout(engine, films, looks, heat, reward, config.max_tokens, config.seed, "difficulty")
+            seen = rollout(
+                engine, films, looks, [config.temperature] * config.answers, reward, config.max_tokens,
+                config.seed, "difficulty",
+            )  # fmt: skip
         if step == 1:
             keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
         for look, scores in zip(looks, seen.scores, strict=True):

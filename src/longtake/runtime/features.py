@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longtake.errors import UserError
+from longtake.log import writing
 from longtake.protocols import Model
 from longtake.records import Features, PrefixRow, Receipt
 
@@ -40,6 +43,10 @@ class Request:
 WRITING = 3600  # seconds: no pack takes longer to write
 
 
+class Damaged(Exception):
+    """Features on disk that cannot be used. Never seen by people: they are made again and counted."""
+
+
 class FeatureStore:
     """Features of one vision tower by key, in a folder.
 
@@ -49,7 +56,8 @@ class FeatureStore:
     def __init__(self, folder: Path, fingerprint: str, dtype: torch.dtype) -> None:
         """Reads the headers of all packs there are; one that is damaged is moved aside and counted in `damaged`."""
         self.folder, self.fingerprint, self.dtype = folder / fingerprint, fingerprint, dtype
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.damaged = 0
         self._pack: dict[str, Path] = {}
         self._encodes: Counter[str] = Counter()
@@ -62,12 +70,16 @@ class FeatureStore:
             try:
                 self._index(path, _keys(path))
             except (SafetensorError, OSError):
-                path.rename(path.with_suffix(".damaged"))
-                self.damaged += 1
+                self._aside(path)
 
     def _index(self, path: Path, keys: Sequence[str]) -> None:
         self._encodes.update(keys)
         self._pack.update(dict.fromkeys(keys, path))
+
+    def _aside(self, path: Path) -> None:
+        with writing(path), suppress(FileNotFoundError):
+            path.rename(path.with_suffix(".damaged"))
+        self.damaged += 1
 
     def key(self, receipt: Receipt) -> str:
         """The handle of what a receipt saw: film content, frames and size, and the tower."""
@@ -90,7 +102,7 @@ class FeatureStore:
         half = path.with_suffix(f".{os.getpid()}.tmp")
         tensors = {key: _owned(made, self.dtype) for key, made in pack.items()}
         try:
-            save_file(tensors, half)
+            save_file(tensors, half, {key: str(_checksum(tensor)) for key, tensor in tensors.items()})
             with half.open("rb") as written:
                 os.fsync(written.fileno())
             half.replace(path)
@@ -103,15 +115,39 @@ class FeatureStore:
             self._index(path, list(pack))
 
     def get(self, key: str) -> Features:
-        """Features of a key, read from disk; the last ones are kept in memory, up to KEPT_BYTES. Raises KeyError."""
+        """Features of a key, read from disk; the last ones are kept in memory, up to KEPT_BYTES.
+
+        Raises KeyError for what was never put, Damaged for what is no longer as it was put.
+        """
         if key not in self._loaded:
-            with safe_open(self._pack[key], framework="pt") as pack:
-                made = Features(pack.get_tensor(key))
+            try:
+                with safe_open(self._pack[key], framework="pt") as pack:
+                    made, put = Features(pack.get_tensor(key)), (pack.metadata() or {}).get(key)
+            except (SafetensorError, OSError) as error:
+                raise Damaged(str(error)) from error
+            if str(_checksum(made.level_LNE)) != put:
+                raise Damaged(f"features in {self._pack[key]} have changed on disk")
             self._loaded[key] = made
             self._held += made.level_LNE.nbytes
             while self._held > KEPT_BYTES and len(self._loaded) > 1:
                 self._held -= self._loaded.pop(next(iter(self._loaded))).level_LNE.nbytes
         return self._loaded[key]
+
+    def drop(self, key: str) -> list[str]:
+        """Moves the damaged pack of a key aside and counts it; returns all keys that it held, to be encoded again."""
+        path = self._pack[key]
+        lost = [other for other, pack in self._pack.items() if pack == path]
+        for other in lost:
+            del self._pack[other]
+        self._encodes.subtract(lost)
+        self._encodes += Counter()  # without zeros
+        self._aside(path)
+        return lost
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes."""
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _owned(made: Features, dtype: torch.dtype) -> Tensor:

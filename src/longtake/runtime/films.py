@@ -16,7 +16,7 @@ import numpy as np
 from longtake.data.cache import FrameTier, Quarantine
 from longtake.protocols import Model
 from longtake.records import Features, FramePolicy, Prompt, Question, Receipt
-from longtake.runtime.features import FeatureStore, Request, prepare
+from longtake.runtime.features import Damaged, FeatureStore, Request, prepare
 
 Control = Literal["", "no_video", "shuffled", "one_frame"]
 Progress = Callable[[int, int], None]
@@ -72,14 +72,15 @@ class Films:
         """
         if self.store is None:
             return 0
-        requests = []
-        for film, policy, shuffled in dict.fromkeys(look.seen() for look in looks):
-            if film is not None:
-                receipt = self._receipt(film, policy, shuffled)
-                pixels = len(receipt.indices) * receipt.width * receipt.height
-                load = partial(self._pixels, film, policy, shuffled)
-                requests.append(Request(self.store.key(receipt), pixels, load))
+        seen = dict.fromkeys(look.seen() for look in looks)
+        requests = [self._request(film, policy, mixed) for film, policy, mixed in seen if film is not None]
         return prepare(self.store, self.model, requests, progress=progress)
+
+    def _request(self, film: str, policy: FramePolicy, shuffled: bool) -> Request:
+        assert self.store is not None
+        receipt = self._receipt(film, policy, shuffled)
+        pixels = len(receipt.indices) * receipt.width * receipt.height
+        return Request(self.store.key(receipt), pixels, partial(self._pixels, film, policy, shuffled))
 
     def usable(self, question: Question) -> bool:
         """False for a question on a quarantined film."""
@@ -106,8 +107,17 @@ class Films:
     def features(self, handles: Sequence[str]) -> list[Features]:
         """Features of handles, in order: from the store, or from the tower as it is now (with its gradient)."""
         if self.store is not None:
-            return [self.store.get(handle) for handle in handles]
+            return [self._stored(self.store, handle) for handle in handles]
         return self.model.encode([self._frames(*self._live[handle])[0] for handle in handles]) if handles else []
+
+    def _stored(self, store: FeatureStore, handle: str) -> Features:
+        """From the store; a pack that was damaged meanwhile is made again."""
+        try:
+            return store.get(handle)
+        except Damaged:
+            lost = set(store.drop(handle))  # encoded together, in the order in which they were asked for: the same bits
+            prepare(store, self.model, [self._request(*seen) for key, seen in self._live.items() if key in lost])
+            return store.get(handle)
 
     def frames(self, look: Look) -> np.ndarray:
         """The frames of a look, uint8 [F, H, W, 3], as the model gets them."""
@@ -116,9 +126,9 @@ class Films:
         return self._frames(film, policy, shuffled)[0]
 
     def _handle(self, receipt: Receipt, film: str, policy: FramePolicy, shuffled: bool) -> str:
-        if self.store is not None:
-            return self.store.key(receipt)
         handle = f"{receipt.content}:{receipt.indices}:{receipt.width}x{receipt.height}"
+        if self.store is not None:
+            handle = self.store.key(receipt)
         self._live[handle] = (film, policy, shuffled)
         return handle
 

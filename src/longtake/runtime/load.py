@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable
 from hashlib import blake2b
@@ -68,9 +69,9 @@ def _family(config: dict[str, Any], folder: Path) -> Callable[[Path, torch.dtype
 def _folder(name_or_path: str | Path) -> Path:
     """The folder itself, or the local copy of a hub repository."""
     path = Path(name_or_path).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # not Path's: it raises where a folder above is closed to us
         raise UserError("a model is a folder, this is a file", where=str(path), fix="name the folder that holds it")
-    if not path.exists():
+    if not os.path.exists(path):
         if not HUB_ID.fullmatch(str(name_or_path)):
             raise UserError(
                 "no such model",
@@ -96,8 +97,11 @@ def _check_weights(folder: Path) -> None:
         if not (folder / name).is_file():
             raise UserError(f"{name} is missing", where=str(folder), fix=AGAIN)
         try:
+            (folder / name).open("rb").close()  # safetensors calls every refusal "No such file"
             with safe_open(folder / name, framework="pt"):
                 pass
+        except PermissionError as error:
+            raise UserError("weights cannot be read", where=str(error.filename), why="permission denied") from error
         except (SafetensorError, OSError) as error:
             why = first_line(error)
             raise UserError("weights are damaged", where=str(folder / name), why=why, fix=AGAIN) from error

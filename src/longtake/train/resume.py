@@ -35,7 +35,8 @@ def save(folder: Path, progress: Progress, model: Model, optimizer: torch.optim.
     target = folder / f"{progress.step:06d}"
     with _replacing(target) as partial:
         model.save(partial)
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        with (partial / "optimizer.pt").open("wb") as file:  # given the path, torch keeps a full disk to itself
+            torch.save(optimizer.state_dict(), file)
         (partial / "progress.json").write_text(json.dumps(asdict(progress)))
     for old in whole(folder)[:-keep]:
         shutil.rmtree(old)

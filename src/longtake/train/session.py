@@ -90,6 +90,8 @@ def read_rows(
 
     Raises UserError for the first malformed row if more than `video.most_failed` of them are malformed, or all.
     """
+    if video.root is not None and not video.root.is_dir():
+        raise UserError("no such folder of films", where=str(video.root), fix="correct --video.root")
     good, bad = sift(path, video.root)
     if bad and (not good or len(bad) > video.most_failed * (len(good) + len(bad))):
         raise bad[0].error(path, len(bad) - 1)
@@ -157,6 +159,9 @@ def encode(films: Films, looks: Sequence[Look], log: Log) -> None:
             total = films.sets * sum(sizes) / len(sizes) / 2**30
             log.note(f"features of {films.sets} sets of frames take about {total:.2g} GiB in {films.store.folder}")
         films.sets = 0
+    if films.store.damaged:
+        log.note(f"{films.store.damaged} damaged files of features in {films.store.folder} moved aside and made again")
+        films.store.damaged = 0
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""A recipe run on a tiny float64 network with films that are never decoded, and everything its steps were made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.models import tiny
+from tests.world import silent, write
+
+from longtake.models.qwen3_vl import Qwen3VL
+from longtake.records import Features
+from longtake.runtime import load
+from longtake.train import policy, session, step
+from longtake.train import resume as resumed
+
+FILMS = {"a.mp4": tiny.film(0, 6, 16, 8), "b.mp4": tiny.film(1, 2, 24, 16), "c.mp4": tiny.film(2, 4, 8, 8)}
+ENDS = 7  # every seventh token ends an answer, so that lengths differ
+
+
+@dataclass
+class Made:
+    """One call of step_optimizer."""
+
+    grads: dict[str, torch.Tensor]  # summed, as they came
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    count: float
+    lr: float
+    max_norm: float
+    norm: float
+
+
+@dataclass
+class Stage:
+    """The network, its films, and what a run did. Example: stage.run(grpo, config); stage.made[0].lr."""
+
+    model: Qwen3VL
+    levels: dict[str, torch.Tensor]
+    made: list[Made] = field(default_factory=list)
+    answered: list[Any] = field(default_factory=list)
+    batches: list[Any] = field(default_factory=list)
+    draws: list[Any] = field(default_factory=list)
+    groups: list[Any] = field(default_factory=list)  # what the engine made of them
+    store: None = None  # as runtime.films.Films: the tower's features are not on disk
+
+    def prompt(self, look: Any) -> Any:
+        name = look.question.video and Path(look.question.video).name
+        return self.model.prompt(look.question, name and tiny.receipt(FILMS[name]), name)
+
+    def features(self, handles: Any) -> list[Any]:
+        return [Features(self.levels[handle]) for handle in handles]
+
+    def level(self, prompt: Any) -> Any:
+        return prompt.features and self.levels[prompt.features]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.net.named_parameters() if p.requires_grad}
+
+    def put(self, weights: dict[str, torch.Tensor]) -> None:
+        """Makes them the network's, without gradients."""
+        self.model.net.zero_grad()
+        own = dict(self.model.net.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
+
+    def grads(self) -> dict[str, torch.Tensor]:
+        named = self.model.net.named_parameters()
+        return {name: p.grad.clone() for name, p in named if p.requires_grad and p.grad is not None}
+
+    def run(self, recipe: Any, config: Any) -> Any:
+        log = silent()
+        done = recipe.run(config, log)
+        log.close()
+        return done
+
+
+def stage(monkeypatch: Any) -> Stage:
+    """Everything that a recipe asks of disks and films is answered by the stage; its numbers are the recipe's own."""
+    words = tiny.tokenizer()
+    model = Qwen3VL(tiny.network(words).double().eval(), words, tiny.PIXELS)
+    tiny.exact_norms(model.net)
+    model.end_ids = tuple(range(40, len(words), ENDS))
+    with torch.no_grad():
+        levels = {name: model.encode([film])[0].level_LNE for name, film in FILMS.items()}
+    made = Stage(model, levels)
+    for place in (session, load):
+        monkeypatch.setattr(place, "load_model", lambda *_: model)
+    monkeypatch.setattr(session, "open_films", lambda *_, **__: made)
+    monkeypatch.setattr(session, "decode", lambda films, questions, *_: list(questions))
+    for name in ("save", "save_model"):
+        monkeypatch.setattr(resumed, name, lambda *_: Path("model"))
+    monkeypatch.setattr("longtake.train.keep.keep", lambda *_: None)
+    _watch(monkeypatch, made)
+    return made
+
+
+def _watch(monkeypatch: Any, made: Stage) -> None:
+    real_step, real_answers = step.step_optimizer, policy.Sampler.answers
+    engine = policy.LocalEngine.generate
+
+    def stepped(optimizer: Any, params: Any, **given: float) -> float:
+        grads, before = made.grads(), made.weights()
+        norm = real_step(optimizer, params, **given)
+        made.made.append(Made(grads, before, made.weights(), **given, norm=norm))
+        return norm
+
+    def answers(self: Any, *given: Any) -> Any:
+        found = real_answers(self, *given)
+        made.answered.append(found[0])
+        return found
+
+    def generate(self: Any, prompts: Any, draws: Any, max_tokens: int) -> Any:
+        made.draws.append(draws)
+        made.groups.append(engine(self, prompts, draws, max_tokens))
+        return made.groups[-1]
+
+    monkeypatch.setattr(step, "step_optimizer", stepped)
+    monkeypatch.setattr(policy.Sampler, "answers", answers)
+    monkeypatch.setattr(policy.LocalEngine, "generate", generate)
+
+
+def asked(number: int, film: str | None, text: str) -> dict[str, Any]:
+    """A chat row without an answer."""
+    video = [{"type": "video", "video": film}] if film else []
+    return {"id": f"q{number}", "messages": [{"role": "user", "content": [*video, {"type": "text", "text": text}]}]}
+
+
+ROWS = [
+    asked(0, "a.mp4", "Which cup?"),
+    asked(1, None, "2 + 2?"),
+    asked(2, "b.mp4", "Who gave the gem away?"),
+    asked(3, "c.mp4", "When?"),
+]
+
+
+def rows(folder: Path, every: list[dict[str, Any]] | None = None) -> Path:
+    return write(folder / "rows.jsonl", every or ROWS)
+
+
+def same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], bound: float) -> None:
+    """To `bound` of the largest number, or of 1."""
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert (got[name] - tensor).abs().max() <= bound * max(1.0, tensor.abs().max().item()), name

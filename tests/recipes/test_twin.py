@@ -1,0 +1,216 @@
+"""What a step of a recipe is made of, against loops over single answers and tokens: gradient, count, rate, weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.plain import training as plain
+from tests.recipes.small import ROWS, Stage, asked, rows, same, stage
+
+from longtake.errors import UserError
+from longtake.recipes import difficulty, grpo, sft
+from longtake.train import policy, supervised
+from longtake.train.settings import Optim
+
+EXACT = 1e-10
+HEAT, TOKENS, MARGIN, NORM, FLOOR = 0.7, 8, 5, 0.05, 0.1
+BETAS, DECAY, LR = (0.8, 0.95), 0.1, 0.01
+OPTIM = Optim(
+    lr=LR, warmup=3, schedule="linear", floor=FLOOR, betas=BETAS, weight_decay=DECAY, max_grad_norm=NORM
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Rewards and draws in float64 too."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return stage(monkeypatch)
+
+
+def rate(step: int, steps: int) -> float:
+    """Warm-up over three steps times a line from 1 to FLOOR."""
+    return LR * min(1, (step + 1) / 3) * (1 - (1 - FLOOR) * step / steps)
+
+
+def config(tmp_path: Path, algorithm: str, **changed: Any) -> grpo.Config:
+    """One question's answers are all worth the same; an answer's tokens decide what the others' are worth."""
+    code = "def score(text, row):\n    return 0.5 if row['id'] == 'q2' else sum(map(ord, text)) % 16 / 16\n"
+    (tmp_path / "my.py").write_text(code)
+    given = {
+        "rows": rows(tmp_path), "model": "tiny", "out": tmp_path / "run", "algorithm": algorithm, "steps": 2,
+        "reward": (f"{tmp_path / 'my.py'}:score",), "questions": 4, "group_size": 3, "epochs": 2, "minibatches": 2,
+        "max_tokens": TOKENS, "overlong": MARGIN, "temperature": HEAT, "dtype": "float64", "optim": OPTIM,
+        "row_tokens": 120, "seed": 5,
+    }  # fmt: skip
+    return grpo.Config(**given | changed)
+
+
+def check_update(made: Stage, optimizer: plain.PlainAdamW, at: int, count: float, lr: float) -> None:
+    """Gradients lie in the network; everything else of the update follows from them."""
+    real, grads = made.made[at], made.grads()
+    assert real.before.keys() == grads.keys()  # the tower is not trained
+    assert real.count == pytest.approx(count, rel=EXACT)
+    assert real.lr == pytest.approx(lr, rel=EXACT)
+    same(real.grads, grads, EXACT)
+    after, norm = optimizer(real.before, grads, count, lr, NORM)
+    assert norm > 2 * NORM  # the clip matters
+    assert real.norm == pytest.approx(norm, rel=EXACT)
+    same(real.after, after, EXACT)
+
+
+@pytest.mark.parametrize("algorithm", ["longtake", "dr_grpo"])
+def test_a_policy_step_is_what_plain_loops_make_of_it(made: Stage, tmp_path: Path, algorithm: str) -> None:
+    """Off-policy, two passes of two mini-batches, at a temperature, with ragged answers and a length penalty."""
+    made.run(grpo, config(tmp_path, algorithm))
+    optimizer, at = plain.PlainAdamW(BETAS, DECAY), 0
+    for step, answered in enumerate(made.answered):
+        rewards = [[s.reward for s in own] for own in answered.scores]
+        keep = plain.learned_from(algorithm, rewards, 4)
+        assert len(keep) == (4 if algorithm == "dr_grpo" else 3)
+        groups = [answered.groups[n] for n in keep]
+        lengths = [[len(answer.ids) for answer in group.answers] for group in groups]
+        assert len({k for own in lengths for k in own}) > 2
+        shaped = plain.shaped(algorithm, [rewards[n] for n in keep], lengths, TOKENS, MARGIN)
+        for _ in range(2):
+            for part in (slice(0, 2), slice(2, 4)):
+                made.put(made.made[at].before)
+                plain.policy_gradients(made.model, made.level, algorithm, groups[part], shaped[part], HEAT)
+                check_update(made, optimizer, at, plain.count(algorithm, lengths[part], TOKENS), rate(step, 2))
+                at += 1
+    assert at == len(made.made) == 8
+
+
+def test_answers_are_drawn_from_the_policy_and_say_how_likely_they_were(made: Stage, tmp_path: Path) -> None:
+    made.run(grpo, config(tmp_path, "longtake", steps=1))
+    made.put(made.made[0].before)
+    (answered,) = made.answered
+    for group in answered.groups:
+        for answer in group.answers:
+            given = made.model, made.level(group.prompt), group.prompt
+            with torch.no_grad():
+                assert plain.sampled(*given, answer.seed, HEAT, answer.ids, TOKENS) == answer.ids
+                want = plain.logprobs(*given, answer.ids, HEAT)
+            assert answer.logprob == pytest.approx(want.tolist(), abs=EXACT)
+            ended = [token in made.model.end_ids for token in answer.ids]
+            assert not any(ended[:-1])
+            assert ended[-1] or len(ended) == TOKENS
+            assert answer.finish == ("stop" if ended[-1] else "length")
+            assert answer.text == made.model.tokenizer.decode(answer.ids[: -1 if ended[-1] else None])
+
+
+def test_no_two_answers_share_their_randomness(made: Stage, tmp_path: Path) -> None:
+    """Rewards are equal, so more questions are drawn: in each step four times two, every one of the four twice."""
+    (tmp_path / "same.py").write_text("def score(text, row):\n    return 1.0\n")
+    reward = (f"{tmp_path / 'same.py'}:score",)
+    made.run(grpo, config(tmp_path, "longtake", reward=reward, questions=2, refill=3))
+    for answered in made.answered:
+        names = [look.question.id for look in answered.looks]
+        assert sorted(names[:4]) == sorted(names[4:]) == ["q0", "q1", "q2", "q3"]
+    made.run(grpo, config(tmp_path, "longtake", reward=reward, steps=1, out=tmp_path / "other", seed=6))
+    draws = [draw for call in made.draws for own in call for draw in own]
+    assert len(draws) == 2 * 8 * 3 + 4 * 3
+    assert len({draw.seed for draw in draws}) == len(draws)
+    assert {draw.temperature for draw in draws} == {HEAT}
+    assert made.made == []  # nothing to learn: no step is made
+
+
+@pytest.mark.parametrize(("recipe", "name"), [(grpo, "backward_groups"), (sft, "backward_items")])
+def test_five_steps_without_a_finite_gradient_end_the_run(
+    made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Any, name: str
+) -> None:
+    owner = policy if recipe is grpo else supervised
+    real = getattr(owner, name)
+
+    def broken(session: Any, *rest: Any, **named: Any) -> Any:
+        found = real(session, *rest, **named)
+        session.params[0].grad[0, 0] = torch.nan
+        return found
+
+    monkeypatch.setattr(owner, name, broken)
+    given = config(tmp_path, "longtake", steps=9)
+    if recipe is sft:
+        given = sft.Config(rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=9, batch=3)
+    with pytest.raises(UserError, match="5 steps in a row"):
+        made.run(recipe, given)
+    assert len(made.made) == 5
+    same(made.weights(), made.made[0].before, 0.0)
+
+
+def test_difficulty_counts_right_answers_at_its_temperature(
+    made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six answers to every question, drawn at HEAT, those of an even number of letters are right."""
+    monkeypatch.setattr("longtake.train.rollout.accuracy", lambda text, _: float(len(text) % 2 == 0))
+    texts = {row["id"]: row | {"answer": "x"} for row in ROWS}
+    run = difficulty.Config(
+        rows=rows(tmp_path, list(texts.values())), model="tiny", out=tmp_path / "run", answers=6, temperature=HEAT,
+        max_tokens=4, batch=3, dtype="float64", seed=5,
+    )  # fmt: skip
+    done = made.run(difficulty, run)
+    assert [len(call) for call in made.draws] == [3, 1]
+    draws = [draw for call in made.draws for own in call for draw in own]
+    assert {draw.temperature for draw in draws} == {HEAT}
+    assert len({draw.seed for draw in draws}) == 24
+    rates = [sum(len(a.text) % 2 == 0 for a in group.answers) / 6 for call in made.groups for group in call]
+    assert len(set(rates)) > 1
+    assert done["pass_rate"] == pytest.approx(sum(rates) / 4)
+    assert sum(done["histogram"].values()) == 4
+    assert done["histogram"].keys() == {f"{rate:.2f}" for rate in rates}
+
+
+def taught() -> list[dict[str, Any]]:
+    """Two answers to the first question, spans of several weights, a row's own weight."""
+    spans: list[Any] = [("<think> s0", 0.0), ("left", 1.0), ("so left", 0.5)]
+    every = [(0, "the cup"), (0, spans), (1, "four"), (2, "nobody gave it"), (3, [("late", 2.0)])]
+    made = []
+    for number, answer in every:
+        row = asked(number, ROWS[number]["messages"][0]["content"][0].get("video"), "")
+        row["messages"] = [*ROWS[number]["messages"], {"role": "assistant", "content": answer}]
+        if not isinstance(answer, str):
+            parts = [{"type": "text", "text": text, "weight": weight} for text, weight in answer]
+            row["messages"][1]["content"] = parts
+        made.append(row | ({"weight": 3.0} if number == 2 else {}))
+    return made
+
+
+def test_a_supervised_step_is_what_plain_loops_make_of_it(
+    made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = supervised.backward_items
+
+    def spied(session: Any, items: Any, *rest: Any) -> Any:
+        made.batches.append(items)
+        return real(session, items, *rest)
+
+    monkeypatch.setattr(supervised, "backward_items", spied)
+    run = sft.Config(
+        rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=3, batch=3, dtype="float64",
+        optim=OPTIM, row_tokens=120, shuffle=False,
+    )  # fmt: skip
+    made.run(sft, run)
+    want = [["q0", "q1", "q2"], ["q3", "q0", "q1"], ["q2", "q3", "q0"]]
+    assert [[item.prompt.id for item in batch] for batch in made.batches] == want
+    optimizer = plain.PlainAdamW(BETAS, DECAY)
+    for at, batch in enumerate(made.batches):
+        made.put(made.made[at].before)
+        items = [(item.prompt, item.ids, item.weights) for item in batch]
+        count = plain.supervised_gradients(made.model, made.level, items)
+        check_update(made, optimizer, at, count, rate(at, 3))
+    weights = {item.prompt.id: item.weights for item in made.batches[0] + made.batches[1]}
+    assert {weight for own in weights["q2"] for weight in own} == {3.0}
+    assert {weight for own in weights["q3"] for weight in own} == {2.0}
+    end = made.model.end_ids[0]
+    assert all(ids[-1] == end for batch in made.batches for item in batch for ids in item.ids)
+    words = made.model.tokenizer
+    pieces = [len(words(text)["input_ids"]) for text in ("<think> s0", "left", "so left")]
+    assert weights["q0"][1] == (0.0,) * pieces[0] + (1.0,) * pieces[1] + (0.5,) * (pieces[2] + 1)
