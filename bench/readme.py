@@ -58,11 +58,12 @@ def mean(values: Any) -> float:
 
 
 def commands(measured: Mapping[str, Any]) -> str:
-    longest = max(demo.minutes(run) for run in measured["runs"])
+    taken = sorted(round(demo.minutes(run)) for run in measured["runs"])
+    span = f"{taken[0]} to {taken[-1]}" if taken[0] < taken[-1] else f"about {taken[0]}"
     return "\n".join(
         [
             "```sh",
-            f"make demo    # about {longest:.0f} minutes on {where(measured['machine'])}; look at out/demo/report.html",
+            f"make demo    # {span} minutes on {where(measured['machine'])}; look at out/demo/report.html",
             "make test    # a few minutes; prints what failed",
             "```",
         ]
@@ -94,6 +95,7 @@ def table(measured: Mapping[str, Any]) -> str:
     note = [
         f"Held-out accuracy in per cent at {most(runs)} frames a film, {runs[0]['grpo']['n']} questions a seed;",
         f"guessing gets {share(chance(runs))}, gains are in points.",
+        "Minutes are wall time, with whatever else the machine was doing.",
         f"Each of {sum(run['films'] for run in runs):,} films was decoded {times(decodes)},",
         f"each of {sum(run['frame_sets'] for run in runs):,} sets of frames encoded {times(encodes)}.",
         f"{measured['machine']['system']}, {where(measured['machine'])}, Python {versions['python']}, {packages};",

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,40 @@ def test_a_folder_that_was_deleted_under_one_is_said(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.startswith("the folder you are in was deleted")
     assert len(ended.stderr.splitlines()) <= MOST_LINES
+
+
+RENDER = """
+import sys
+import time
+from pathlib import Path
+from longtake.sim.make import SPLITS, make_films
+if __name__ == "__main__":
+    def told(done, total):
+        print(done, flush=True)
+    make_films(Path(sys.argv[1]), 0, dict.fromkeys(SPLITS, 400), 1, told)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_processes_that_render_end_with_a_killed_parent(tmp_path: Path) -> None:
+    (tmp_path / "render.py").write_text(RENDER)
+    words = [sys.executable, str(tmp_path / "render.py"), str(tmp_path / "films")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() in ("", "0\n"):
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert children
+    deadline = time.monotonic() + 20
+    while any(alive(child) for child in children):
+        assert time.monotonic() < deadline, "a process waits for a parent that is gone"
+        time.sleep(0.05)
+
+
+def alive(number: str) -> bool:
+    """Neither gone nor a zombie that nobody has buried."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -99,7 +99,7 @@ def read_examples(path: Path, video: Video, log: Log, *, batched: bool) -> list[
 
 
 def check_batch(path: Path, found: int, wanted: int) -> None:
-    """Raises UserError if a step would ask a question twice."""
+    """Raises UserError if a step is larger than the file."""
     if found < wanted:
         raise UserError(f"only {found} questions to learn from", where=str(path), fix=f"--batch {found}")
 
