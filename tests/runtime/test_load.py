@@ -53,7 +53,7 @@ def test_a_folder_without_config_lists_what_is_there(tmp_path):
     assert "and 13 more" in refused(tmp_path)
     assert "this is a file" in refused(tmp_path / "film.mp4")
     assert "no such model" in refused(tmp_path / "none")
-    assert "hub id like" in refused("out/demo/sft/model")
+    assert "hub id like" in refused("out/no-such-demo/sft/model")
 
 
 def test_another_family(copy):
