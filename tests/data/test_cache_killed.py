@@ -76,7 +76,9 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
         frames, receipt = tier.take(path, policy, lambda *_: (128, 128))
         assert numbers(frames) == [200 * (k if k < 10 else 0) + i for i in receipt.indices]
     assert len(tier.decodes()) == len(films)
-    assert sum(tier.decodes().values()) <= len(films) + 2 * 2, "a kill costs at most the film that each worker was writing"
+    assert sum(tier.decodes().values()) <= len(films) + 2 * 2, (
+        "a kill costs at most the film that each worker was writing"
+    )
     assert tier.repairs() == 0
     assert not list(folder.glob("*.tmp"))
 
