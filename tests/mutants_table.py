@@ -104,16 +104,13 @@ ALGORITHMS = breaks(
         '"dapo", advantage.group_normalised, _clip_higher, "batch tokens", False',
         "equal groups counted",
     ),
-    ('"dr_grpo", advantage.group_mean', '"dr_grpo", advantage.group_normalised', "Dr. GRPO divides by the deviation"),
+    ('"dr_grpo", _by_mean', '"dr_grpo", _by_group', "Dr. GRPO divides by the deviation"),
     ("clip_low=3e-4, clip_high=4e-4", "clip_low=4e-4, clip_high=3e-4", "GSPO's bounds swapped"),
     ("clip_low=1.0, clip_high=4.0", "clip_low=1.0, clip_high=0.28", "CISPO's bound"),
     ('"rloo", advantage.leave_one_out', '"rloo", advantage.group_mean', "RLOO with the answer in its baseline"),
-    (
-        '"reinforce_pp", advantage.batch_normalised',
-        '"reinforce_pp", advantage.group_normalised',
-        "REINFORCE++ normalises groups",
-    ),
-    ('"longtake", advantage.batch_std', '"longtake", advantage.group_normalised', "the default's deviation"),
+    ('"reinforce_pp", _by_batch', '"reinforce_pp", _by_group', "REINFORCE++ normalises groups"),
+    ('"longtake", _by_mean', '"longtake", _by_group', "the default's deviation"),
+    ("_LONGTAKE, advantage.batch_scale", "_LONGTAKE", "the default's scale"),
 )
 
 LOGPROB = breaks(

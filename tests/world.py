@@ -90,8 +90,8 @@ def silent() -> Log:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without what a clock wrote."""
-    return [without(row, "seconds") for row in read_jsonl(folder / "metrics.jsonl")]
+    """Lines of metrics.jsonl without what a clock wrote, and without what a cache had left after a kill."""
+    return [without(row, "seconds", "features_hit") for row in read_jsonl(folder / "metrics.jsonl")]
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -21,10 +21,23 @@ class Model(Protocol):
     end_ids: tuple[int, ...]  # tokens that end an answer
     temporal_patch: int  # frames that become one temporal position
     pixels: Any  # the processor's constants, on which features depend as well
+    adapter: Any  # models.adapters.Adapter: what is trained instead of the network's own weights; None = these
 
     @property
     def net(self) -> PreTrainedModel:
         """The transformers class."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Decoder layers, first to last; each calls the registered attention function once."""
+
+    @property
+    def norm(self) -> nn.Module:
+        """What the last layer's output goes through."""
+
+    @property
+    def header(self) -> tuple[int, ...]:
+        """The assistant header: the tokens that end every prompt."""
 
     @property
     def tower(self) -> nn.Module:

@@ -149,19 +149,68 @@ class Group:
     answers: tuple[Answer, ...]  # [G]
 
 
+Node = tuple[int, tuple["int | Node", ...]]  # an inner segment's length, and what continues it: answers (int) or more
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of a row's tokens; its descendants follow it, up to `stop`. Example: Segment(5, 2, False, 7)."""
+
+    start: int
+    length: int
+    inner: bool  # a prefix that others continue; else an answer
+    stop: int  # end of its last descendant, its own end if it has none
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the segments of a packed shared-prefix row lie. Plain ints; see maths.pack and maths.attention.
 
-    Row order: the prefix of group 0, its answers one after another, the prefix of group 1, …
-    Example: Layout(groups=((5, (2, 3)), (4, (1,)))) is a row of 5+2+3+4+1 = 15 tokens.
+    Depth first: a segment's own tokens, then what continues it, in order. A token reads its own segment up to itself
+    and all segments that its own continues.
+    Example: Layout(groups=((5, (2, 3)), (4, (1,)))) is a row of 5+2+3+4+1 = 15 tokens, two prefixes with answers;
+    Layout(((90, ((7, (2, 3)), (5, (4,)))),)) is a video of 90 tokens, two questions on it, and their answers.
     """
 
-    groups: tuple[tuple[int, tuple[int, ...]], ...]  # (prefix length, answer lengths) of each group
+    groups: tuple[Node, ...]
 
     @property
     def total(self) -> int:
-        return sum(p + sum(answers) for p, answers in self.groups)
+        return sum(_total(node) for node in self.groups)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All of them in row order."""
+        found: list[Segment] = []
+        at = 0
+        for node in self.groups:
+            at = _walk(node, at, found)
+        return tuple(found)
+
+    @property
+    def stem(self) -> Layout:
+        """The inner segments alone: what is computed once, whatever the answers."""
+        return Layout(tuple(_stem(node) for node in self.groups))
+
+
+def _total(node: int | Node) -> int:
+    return node if isinstance(node, int) else node[0] + sum(map(_total, node[1]))
+
+
+def _stem(node: Node) -> Node:
+    return node[0], tuple(_stem(child) for child in node[1] if not isinstance(child, int))
+
+
+def _walk(node: int | Node, at: int, found: list[Segment]) -> int:
+    """Adds a node's segments in row order; returns where they end."""
+    length, children = (node, ()) if isinstance(node, int) else node
+    place = len(found)
+    stop = at + length
+    found.append(Segment(at, length, not isinstance(node, int), stop))
+    for child in children:
+        stop = _walk(child, stop, found)
+    found[place] = Segment(at, length, not isinstance(node, int), stop)
+    return stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +225,27 @@ class PrefixRow:
     ids_T: Tensor  # int64
     position_3T: Tensor  # int64
     visual_T: Tensor  # bool, places that features fill, in row order
-    features: tuple[str | None, ...]  # [N] handles in row order
+    features: tuple[str | None, ...]  # handles in row order; questions on one film share theirs
     predict_R: Tensor  # int64 places in the row
     target_R: Tensor  # int64 token ids
     weight_R: Tensor  # float
     old_logprob_R: Tensor  # float
     answer_R: Tensor  # int64, which answer of the row a token belongs to (for sequence-level ratios)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """Some answers of a PrefixRow without its prefixes, for scoring on keys and values that are kept (runtime.prefix).
+
+    `source_R` says where the hidden state lies that predicts target_R[i]: below S, at the end of inner segment
+    source_R[i] of the S there are; from S on, at the place source_R[i] - S of this row's A tokens.
+    """
+
+    layout: Layout  # the row's inner segments, and these answers of it
+    ids_A: Tensor  # int64
+    position_3A: Tensor  # int64
+    source_R: Tensor  # int64
+    target_R: Tensor  # int64
+    weight_R: Tensor  # float
+    old_logprob_R: Tensor  # float
+    answer_R: Tensor  # int64, as in the PrefixRow

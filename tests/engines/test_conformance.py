@@ -9,7 +9,7 @@ from longtake.engines.local import LocalEngine
 from longtake.maths.attention import Row
 from longtake.maths.pack import pack
 from longtake.records import Draw
-from longtake.runtime.features import fill
+from longtake.runtime.inputs import fill
 
 EXACT = 1e-9  # nats, float64
 LONGEST = 12

@@ -7,13 +7,13 @@ import torch
 from tests.models import tiny
 from tests.plain.engine import PlainEngine
 
-from longtake.engines import local
+from longtake.engines import decode
 from longtake.engines.local import LocalEngine
 from longtake.maths.attention import Row
 from longtake.maths.logprob import score_tokens
 from longtake.maths.pack import pack
 from longtake.records import Draw
-from longtake.runtime.features import fill
+from longtake.runtime.inputs import fill
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
@@ -130,18 +130,18 @@ def test_room_that_grows_changes_nothing(model, prompts, engine, ends, monkeypat
     """It doubles when it is full, up to the longest answer; the last token is never fed."""
     ends()
     draws = [own[:2] for own in DRAWS[:2]]
-    monkeypatch.setattr(local, "FIRST", 1000)
+    monkeypatch.setattr(decode, "FIRST", 1000)
     want = engine().generate(prompts[:2], draws, tokens)
-    monkeypatch.setattr(local, "FIRST", first)
+    monkeypatch.setattr(decode, "FIRST", first)
     rooms = []
-    real = local.Decode.__call__
+    real = decode.Decode.__call__
 
     def spied(self, layer, *call):
         out = real(self, layer, *call)
         rooms.append(self.own[layer][0].shape[2])
         return out
 
-    monkeypatch.setattr(local.Decode, "__call__", spied)
+    monkeypatch.setattr(decode.Decode, "__call__", spied)
     got = engine().generate(prompts[:2], draws, tokens)
     assert sorted(set(rooms)) == {1: [1, 2, 4, 8], 3: [3, 6, 9], 64: [64, 70]}[first]
     for one, other in zip(got, want, strict=True):

@@ -12,6 +12,16 @@ lengths = st.lists(st.one_of(st.integers(0, 5), st.integers(30, 36)), max_size=4
 layouts = st.lists(st.tuples(st.integers(1, 7), lengths), min_size=1, max_size=4).map(
     lambda groups: Layout(tuple(groups))
 )
+leaf = st.integers(0, 6)
+twig = st.tuples(st.integers(0, 5), st.lists(leaf, max_size=3).map(tuple))
+branch = st.tuples(st.integers(0, 5), st.lists(leaf | twig, max_size=3).map(tuple))
+trees = (
+    st.lists(
+        st.tuples(st.integers(0, 7), st.lists(leaf | twig | branch, max_size=3).map(tuple)), min_size=1, max_size=3
+    )
+    .map(lambda groups: Layout(tuple(groups)))
+    .filter(lambda layout: layout.total)
+)
 
 
 def normal(seed, *shape):

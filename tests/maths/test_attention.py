@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
-from tests.maths.ragged import layouts, normal, quick
+from tests.maths.ragged import layouts, normal, quick, trees
 from tests.plain import attention as plain
 from torch.testing import assert_close
 
@@ -12,7 +12,6 @@ from longtake.records import Layout
 
 EXACT = 1e-12
 HALF = 2e-2  # bfloat16 against float64, whose numbers are of size 1
-DECODED = 1.6e-2  # a few roundings to bfloat16 of numbers up to 3; it is 0.12 with rounded scores
 SCALE = 0.3
 H, K, D = 4, 2, 6
 
@@ -25,13 +24,13 @@ def row(layout, seed=0):
 
 def compare(got, want, leaves, grad):
     assert_close(got, want, rtol=EXACT, atol=EXACT)
-    sides = [torch.autograd.grad(x, leaves, grad) for x in (got, want)]
+    sides = [torch.autograd.grad(x, leaves, grad, retain_graph=True) for x in (got, want)]
     for a, b in zip(*sides, strict=True):
         assert_close(a, b, rtol=EXACT, atol=EXACT)
 
 
 @quick
-@given(layouts)
+@given(layouts | trees)
 def test_row_equals_one_row_per_answer(layout):
     q, k, v, grad = row(layout)
     got = attention.shared_prefix_attention(q, k, v, layout, scale=SCALE)
@@ -55,17 +54,15 @@ def test_corners(groups):
 
 
 def split(layout):
-    """Places of prefixes and of answers in the row."""
-    prefix, answers, at = [], [], 0
-    for p, lengths in layout.groups:
-        prefix += range(at, at + p)
-        answers += range(at + p, at + p + sum(lengths))
-        at += p + sum(lengths)
-    return prefix, answers
+    """Places of inner segments and of answers in the row."""
+    found = plain.paths(layout)
+    return [
+        [place for is_answer, own, _ in found if is_answer == answers for place in own] for answers in (False, True)
+    ]
 
 
 @quick
-@given(layouts)
+@given(layouts | trees)
 def test_extending_kept_prefixes_equals_the_row(layout):
     q, k, v, grad = row(layout)
     prefix, answers = split(layout)
@@ -73,6 +70,95 @@ def test_extending_kept_prefixes_equals_the_row(layout):
     own = (q[:, :, answers], k[:, :, answers], v[:, :, answers])
     got = attention.extend_attention(*own, k[:, :, prefix], v[:, :, prefix], layout, scale=SCALE)
     compare(got, whole, (q, k, v), grad[:, :, answers])
+
+
+DEEP = Layout(  # films of one and two questions (one of no tokens, one without answers), some of them answers' parents
+    ((9, ((4, (3, 5)), (2, ((1, (2,)), 4)), 6, (0, (2, 1)), (3, ()))), (5, (7,)), (40, ((33, (2, 31)),)))
+)
+
+
+@pytest.mark.parametrize("long", [1, 30, 256])
+def test_a_deep_tree(monkeypatch, long):
+    """Spans of `long` tokens and more go alone."""
+    monkeypatch.setattr(varlen, "LONG", long)
+    attention._plan.cache_clear()
+    q, k, v, grad = row(DEEP)
+    want = plain.shared_prefix(q, k, v, DEEP, SCALE)
+    compare(attention.shared_prefix_attention(q, k, v, DEEP, scale=SCALE), want, (q, k, v), grad)
+    prefix, answers = split(DEEP)
+    own, kept = [x[:, :, answers] for x in (q, k, v)], [x[:, :, prefix] for x in (k, v)]
+    got = attention.extend_attention(*own, *kept, DEEP, scale=SCALE)
+    compare(got, want[:, :, answers], (q, k, v), grad[:, :, answers])
+    attention._plan.cache_clear()
+
+
+@quick
+@given(layouts | trees)
+def test_ends_equal_those_of_the_row(layout):
+    q, k, v, grad = row(layout)
+    places = [place for is_answer, own, _ in plain.paths(layout) for place in (own if is_answer else own[-1:])]
+    whole = attention.shared_prefix_attention(q, k, v, layout, scale=SCALE)
+    got = attention.ends_attention(q[:, :, places], k, v, layout, scale=SCALE)
+    compare(got, whole[:, :, places], (q, k, v), grad[:, :, places])
+
+
+@quick
+@given(layouts | trees)
+def test_gradients_of_kept_prefixes_add_up_in_buffers(layout):
+    q, k, v, grad = row(layout)
+    prefix, answers = split(layout)
+    own = [x[:, :, answers] for x in (q, k, v)]
+    kept = [x[:, :, prefix].detach().requires_grad_() for x in (k, v)]
+    want = attention.extend_attention(*own, *kept, layout, scale=SCALE)
+    buffers = [normal(seed, len(prefix), K, D).detach() for seed in (7, 8)]
+    into = tuple(x.clone() for x in buffers)
+    got = attention.extend_attention(*own, *kept, layout, scale=SCALE, into=into)
+    inner = torch.autograd.grad(want, kept, grad[:, :, answers], retain_graph=True)
+    none = torch.autograd.grad(got, kept, grad[:, :, answers], retain_graph=True, allow_unused=True)
+    assert none == (None, None)
+    for before, after, share in zip(buffers, into, inner, strict=True):
+        assert_close(after - before, share[0].transpose(0, 1), rtol=EXACT, atol=EXACT)
+    compare(got, want, (q, k, v), grad[:, :, answers])
+
+
+def test_buffers_fill_although_the_answers_learn_nothing():
+    layout = Layout(((4, (3, 2)),))
+    q, k, v, grad = (x.detach() for x in row(layout))
+    own, kept = [x[:, :, 4:] for x in (q, k, v)], [x[:, :, :4].requires_grad_() for x in (k, v)]
+    want = torch.autograd.grad(attention.extend_attention(*own, *kept, layout, scale=SCALE), kept, grad[:, :, 4:])
+    into = (torch.zeros(4, K, D, dtype=torch.float64), torch.zeros(4, K, D, dtype=torch.float64))
+    attention.extend_attention(*own, *kept, layout, scale=SCALE, into=into).backward(grad[:, :, 4:])
+    for got, share in zip(into, want, strict=True):
+        assert_close(got, share[0].transpose(0, 1), rtol=EXACT, atol=EXACT)
+    with torch.no_grad():
+        assert not attention.extend_attention(*own, *kept, layout, scale=SCALE, into=into).requires_grad
+
+
+def test_a_forward_that_was_kept_is_not_computed_again(monkeypatch):
+    q, k, v, grad = row(DEEP)
+    want = attention.shared_prefix_attention(q, k, v, DEEP, scale=SCALE)
+    out, known = attention.shared_prefix_forward(q, k, v, DEEP, scale=SCALE)
+    assert not out.requires_grad
+    assert [x.shape for x in known] == [(DEEP.total, H, D), (DEEP.total, H)]
+    monkeypatch.setattr(varlen, "forward", None)
+    got = attention.shared_prefix_attention(q, k, v, DEEP, scale=SCALE, known=known)
+    assert_close(got, out, rtol=0, atol=0)
+    compare(got, want, (q, k, v), grad)
+
+
+def test_a_broadcast_gradient_and_strided_inputs():
+    """`out.sum().backward()` gives a gradient of no strides; heads may lie behind one another or not."""
+    layout = Layout(((5, (2, 3)),))
+    q, k, v, _ = row(layout)
+    odd = [x.detach().mT.contiguous().mT.requires_grad_() for x in (q, k, v)]
+    sides = []
+    for leaves in ((q, k, v), odd):
+        out = attention.shared_prefix_attention(*leaves, layout, scale=SCALE)
+        sides.append(torch.autograd.grad(out.sum(), leaves))
+    want = torch.autograd.grad(plain.shared_prefix(q, k, v, layout, SCALE).sum(), (q, k, v))
+    for got in sides:
+        for a, b in zip(got, want, strict=True):
+            assert_close(a, b, rtol=EXACT, atol=EXACT)
 
 
 def test_bfloat16_sums_of_many_answers_stay_near():
@@ -151,6 +237,8 @@ def test_a_wrong_layout_is_refused():
     q, k, v, _ = row(Layout(((3, (2,)),)))
     with pytest.raises(ValueError, match="the row holds 5 tokens, its layout 6"):
         attention.shared_prefix_attention(q, k, v, Layout(((3, (3,)),)), scale=SCALE)
+    with pytest.raises(ValueError, match="the row holds 5 tokens, its layout 3"):
+        attention.ends_attention(q, k, v, Layout(((3, (2,)),)), scale=SCALE)
     with pytest.raises(ValueError, match=r"tokens are \(5, 5\), the layout has \(2, 3\)"):
         attention.extend_attention(q, k, v, k, v, Layout(((3, (2,)),)), scale=SCALE)
 
@@ -161,45 +249,6 @@ def test_what_a_prefix_cannot_share_is_refused():
         attention.refuse_unshareable(dropout=0.1, sliding_window=None)
     with pytest.raises(ValueError, match="sliding window is 128"):
         attention.refuse_unshareable(dropout=0.0, sliding_window=128)
-
-
-@pytest.mark.parametrize("own", [1, 4])
-def test_decode_equals_the_last_row_of_causal_attention(own):
-    lengths, answers = (3, 7, 5), 4
-    prefix_k, prefix_v = normal(0, 3, K, 7, D), normal(1, 3, K, 7, D)
-    q, own_k, own_v = normal(2, 12, H, 1, D), normal(3, 12, K, own, D), normal(4, 12, K, own, D)
-    got = attention.decode_attention(q, prefix_k, prefix_v, torch.tensor(lengths), own_k, own_v, scale=SCALE)
-    for i in range(12):
-        n = i // answers
-        k, v = (
-            torch.cat([prefix[n, :, : lengths[n]], mine[i]], 1).transpose(0, 1)
-            for prefix, mine in ((prefix_k, own_k), (prefix_v, own_v))
-        )
-        queries = torch.cat([torch.zeros(len(k) - 1, H, D, dtype=torch.float64), q[i].transpose(0, 1)])
-        assert_close(got[i, :, 0], plain.causal(queries, k, v, SCALE)[-1], rtol=EXACT, atol=EXACT)
-
-
-def test_decode_takes_half_precision_to_float32_scores():
-    """Scores of size 50 rounded to bfloat16 would be off by up to an eighth, and shares by that factor."""
-    prefix_k, prefix_v, own_k, own_v = (
-        normal(i, n, K, t, 64).detach().bfloat16() for i, (n, t) in enumerate(((2, 90), (2, 90), (6, 5), (6, 5)))
-    )
-    q, lengths = normal(4, 6, H, 1, 64).detach().bfloat16(), torch.tensor([90, 41])
-    parts = (q, prefix_k, prefix_v, own_k, own_v)
-    got, exact = (
-        attention.decode_attention(a, b, c, lengths, d, e, scale=2.0)
-        for a, b, c, d, e in (parts, [x.double() for x in parts])
-    )
-    assert got.dtype == torch.bfloat16
-    assert float((got.double() - exact).abs().max()) < DECODED
-
-
-def test_decode_refuses_uneven_questions():
-    x = torch.zeros(5, K, 1, D)
-    with pytest.raises(ValueError, match="do not share 3 questions evenly"):
-        attention.decode_attention(
-            torch.zeros(5, H, 1, D), x[:3], x[:3], torch.ones(3, dtype=torch.int64), x, x, scale=SCALE
-        )
 
 
 def test_gradcheck():

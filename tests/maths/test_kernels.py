@@ -5,7 +5,7 @@ import torch
 from tests.maths.ragged import normal
 from torch.testing import assert_close
 
-from longtake.maths import kernels, varlen
+from longtake.maths import kernels
 
 EXACT = 1e-12
 ROUNDED = 2**-8  # of float64 results to bfloat16, relative
@@ -68,22 +68,6 @@ def test_backward_of_a_joined_pair_with_padded_queries(shape):
     got = kernels.backward(grad, q, k, v, out, lse, causal=shape[-1], scale=SCALE)
     same(got, flash_backward(grad, q, k, v, out, lse, shape[-1]))
     assert not got[0][1:, :, -1].any()
-
-
-@pytest.mark.parametrize("spans", [[(0, 3, 0, 3), (3, 8, 3, 8), (12, 40, 12, 40), (52, 1, 52, 1)], []])
-@pytest.mark.parametrize("causal", [True, False])
-def test_ragged_spans_come_out_alike(monkeypatch, spans, causal):
-    plan = varlen.plan(spans, causal=causal, queries=60, keys=60, device=torch.device("cpu"))
-    q, k, v, grad = (normal(i, 60, heads, D).detach() for i, heads in enumerate((4, 2, 2, 4)))
-    whole_out, whole_lse = torch.zeros_like(q), torch.zeros(60, 4, dtype=torch.float64)
-    results = []
-    for has_flash in (True, False):
-        monkeypatch.setattr(varlen, "has_flash", lambda device, dtype, has=has_flash: has)
-        out, lse = varlen.forward(q, k, v, plan, SCALE)
-        whole_out[plan.query], whole_lse[plan.query] = out, lse
-        results.append((out, lse, *varlen.backward(grad, q, k, v, whole_out, whole_lse, plan, SCALE)))
-    same(*results)
-    assert len(results[0][0]) == sum(length for _, length, _, _ in spans)
 
 
 def test_no_slice_has_more_scores_than_allowed(monkeypatch):

@@ -78,7 +78,7 @@ def test_uneven_numbers_are_refused():
         pack([prompt("a", [1])], [[[2, 3]]], [[[1.0]]])
     with pytest.raises(ValueError, match="old_logprobs: an answer of 2 tokens has 3 numbers"):
         pack([prompt("a", [1])], [[[2, 3]]], [[[1.0, 1.0]]], [[[0.0, 0.0, 0.0]]])
-    with pytest.raises(ValueError, match="prompt a is empty"):
+    with pytest.raises(ValueError, match="prompt a of 0 tokens"):
         pack([prompt("a", [])], [[[2]]], [[[1.0]]])
 
 

@@ -5,9 +5,18 @@ import torch
 from tests.models import tiny
 from torch import nn
 from torch.testing import assert_close
-from transformers import AttentionInterface
+from transformers import (
+    AttentionInterface,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2_5_VLConfig,
+    Qwen2Config,
+    Qwen3NextConfig,
+    Qwen3VLConfig,
+)
 from transformers.masking_utils import AttentionMaskInterface
 
+from longtake.errors import UserError
 from longtake.maths.attention import Row
 from longtake.models import attention
 from longtake.records import Layout
@@ -67,6 +76,8 @@ ROW = Row(Layout(((2, ()),)))
         ({"attention": "sdpa"}, "who sees whom"),
         ({"attention": ROW, "dropout": 0.1}, "dropout is 0.1"),
         ({"attention": ROW, "sliding_window": 4096}, "sliding window is 4096"),
+        ({"attention": ROW, "softcap": 30.0}, "attends with softcap"),
+        ({"attention": ROW, "s_aux": torch.zeros(1)}, "attends with s_aux"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(other, says):
@@ -81,6 +92,29 @@ def test_masks_and_vision_dropout_are_refused():
         attention.attend_text(nn.Identity(), x, x, x, torch.zeros(1, 1, 2, 2), 1.0, attention=ROW)
     with pytest.raises(ValueError, match=r"dropout of the vision tower is 0\.2"):
         attention.attend_blocks(nn.Identity(), x, x, x, None, 1.0, torch.tensor([0, 2]), 2, dropout=0.2)
+
+
+@pytest.mark.parametrize(
+    "config", [Qwen3VLConfig(), Qwen2Config(), LlamaConfig(), MistralConfig(sliding_window=None), Qwen2_5_VLConfig()]
+)
+def test_networks_that_attend_everywhere_share(config):
+    attention.check_shareable(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (Qwen3NextConfig(num_hidden_layers=4), "3 of its 4 layers are linear_attention"),
+        (Qwen2Config(num_hidden_layers=4, use_sliding_window=True, max_window_layers=1), "are sliding_attention"),
+        (MistralConfig(), "sliding_window is 4096"),
+        (LlamaConfig(attention_dropout=0.1), "attention_dropout is 0.1"),
+        (Qwen3VLConfig(text_config={"attention_dropout": 0.2}), "attention_dropout is 0.2"),
+    ],
+)
+def test_networks_that_cannot_share_a_prefix_are_refused(config, why):
+    with pytest.raises(UserError, match=why) as caught:
+        attention.check_shareable(config)
+    assert len(str(caught.value).splitlines()) <= 6
 
 
 def test_a_network_with_dropout_trains_not_silently(folder):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForCond
 from longtake.maths.attention import Row
 from longtake.models import qwen3_vl
 from longtake.records import Layout
-from longtake.runtime.features import fill
+from longtake.runtime.inputs import fill
 
 ROUNDED = 1e-5  # float64, but pixels and the rotation of the vision tower are float32
 SINGLE = 1e-5  # float32, numbers of size 1

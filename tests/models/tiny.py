@@ -19,6 +19,7 @@ TEMPLATE = (
     "{% if c.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+NORMS = ("Qwen3VLTextRMSNorm", "Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "LlamaRMSNorm")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 PIXELS = Pixels(4, 2, 2, MEAN, STD, 64, 64 * 1024, image_shortest_edge=64, image_longest_edge=4096)
 
@@ -39,12 +40,12 @@ def tokenizer():
     return wrapped
 
 
-def network(words, seed=0):
+def network(words, seed=0, layers=2):
     place = words.convert_tokens_to_ids
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rope_parameters": rope,
             "pad_token_id": place("<|endoftext|>"), "initializer_range": 0.3,
         },
@@ -64,10 +65,10 @@ def network(words, seed=0):
         return Qwen3VLForConditionalGeneration(config)
 
 
-def checkpoint(folder):
+def checkpoint(folder, layers=2):
     """Saves the tiny model there."""
     words = tokenizer()
-    Qwen3VL(network(words), words, PIXELS).save(folder)
+    Qwen3VL(network(words, layers=layers), words, PIXELS).save(folder)
     return folder
 
 
@@ -81,7 +82,7 @@ def exact(folder):
 def exact_norms(net):
     for parent in list(net.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__ == "Qwen3VLTextRMSNorm":
+            if type(child).__name__ in NORMS:
                 norm = nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
                 norm.weight = child.weight
                 setattr(parent, name, norm)

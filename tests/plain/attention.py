@@ -17,16 +17,29 @@ def causal(q, k, v, scale):
     return torch.stack(outs, 1)
 
 
+def paths(layout):
+    """For every segment in row order: (is it an answer, its places in the row, all places before it on its path)."""
+    found, at = [], 0
+
+    def walk(node, before):
+        nonlocal at
+        length, children = (node, ()) if isinstance(node, int) else node
+        own = list(range(at, at + length))
+        at += length
+        found.append((isinstance(node, int), own, before))
+        for child in children:
+            walk(child, before + own)
+
+    for group in layout.groups:
+        walk(group, [])
+    return found
+
+
 def shared_prefix(q, k, v, layout, scale):
     """[1, heads, T, D] tensors of a packed row, as `longtake.maths.attention.shared_prefix_attention` takes them."""
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
-    outs, at = [], 0
-    for prefix, answers in layout.groups:
-        head = range(at, at + prefix)
-        at += prefix
-        outs.append(causal(q[list(head)], k[list(head)], v[list(head)], scale))
-        for length in answers:
-            places = [*head, *range(at, at + length)]
-            at += length
-            outs.append(causal(q[places], k[places], v[places], scale)[prefix:])
+    outs = []
+    for _, own, before in paths(layout):
+        places = [*before, *own]
+        outs.append(causal(q[places], k[places], v[places], scale)[len(before) :])
     return torch.cat(outs).transpose(0, 1)[None]

@@ -6,7 +6,7 @@ import torch
 from longtake.maths.attention import Row
 from longtake.maths.pack import pack
 from longtake.records import Answer, Group
-from longtake.runtime.features import fill
+from longtake.runtime.inputs import fill
 
 
 class PlainEngine:

@@ -76,14 +76,14 @@ def count(algorithm, lengths, max_tokens):
     return float(len(flat) * max_tokens) if algorithm == "dr_grpo" else float(sum(flat))
 
 
-def policy_gradients(model, level_of, algorithm, groups, advantages, temperature):
+def policy_gradients(model, level_of, algorithm, groups, advantages, temperature, on_policy=False):
     """Gradients of the summed clipped surrogate; one backward pass an answer."""
     for group, own in zip(groups, advantages, strict=True):
         for answer, weight in zip(group.answers, own, strict=True):
             new = logprobs(model, level_of(group.prompt), group.prompt, answer.ids, temperature)
             total = torch.zeros(())
             for t, old in enumerate(answer.logprob):
-                ratio = torch.exp(new[t] - single(old))
+                ratio = torch.exp(new[t] - (new[t].detach() if on_policy else single(old)))
                 total = total - _pieces(ratio, single(weight), *CLIPS[algorithm])
             if total.requires_grad:  # else the clip holds every token
                 total.backward()

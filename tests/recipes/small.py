@@ -15,6 +15,7 @@ from longtake.records import Features
 from longtake.runtime import load
 from longtake.train import policy, session, step
 from longtake.train import resume as resumed
+from longtake.train.rollout import NOTHING
 
 FILMS = {"a.mp4": tiny.film(0, 6, 16, 8), "b.mp4": tiny.film(1, 2, 24, 16), "c.mp4": tiny.film(2, 4, 8, 8)}
 ENDS = 7  # every seventh token ends an answer, so that lengths differ
@@ -100,7 +101,7 @@ def stage(monkeypatch: Any) -> Stage:
 
 def _watch(monkeypatch: Any, made: Stage) -> None:
     real_step, real_answers = step.step_optimizer, policy.Sampler.answers
-    engine = policy.LocalEngine.generate
+    engine, real_generate = policy.LocalEngine.rollout, policy.LocalEngine.generate
 
     def stepped(optimizer: Any, params: Any, **given: float) -> float:
         grads, before = made.grads(), made.weights()
@@ -109,17 +110,23 @@ def _watch(monkeypatch: Any, made: Stage) -> None:
         return norm
 
     def answers(self: Any, *given: Any) -> Any:
-        found = real_answers(self, *given)
-        made.answered.append(found[0])
-        return found
+        made.answered.append(NOTHING)
+        for new, kept in real_answers(self, *given):
+            made.answered[-1] += new
+            yield new, kept
 
     def generate(self: Any, prompts: Any, draws: Any, max_tokens: int) -> Any:
         made.draws.append(draws)
-        made.groups.append(engine(self, prompts, draws, max_tokens))
+        made.groups.append(real_generate(self, prompts, draws, max_tokens))
         return made.groups[-1]
 
-    monkeypatch.setattr(step, "step_optimizer", stepped)
+    def rollout(self: Any, prompts: Any, draws: Any, *given: Any) -> Any:
+        made.draws.append(draws)
+        return engine(self, prompts, draws, *given)
+
+    monkeypatch.setattr(session, "step_optimizer", stepped)
     monkeypatch.setattr(policy.Sampler, "answers", answers)
+    monkeypatch.setattr(policy.LocalEngine, "rollout", rollout)
     monkeypatch.setattr(policy.LocalEngine, "generate", generate)
 
 

@@ -16,6 +16,7 @@ from longtake.errors import UserError
 from longtake.log import read_json, read_jsonl
 from longtake.maths.algorithms import ALGORITHMS
 from longtake.recipes import grpo
+from longtake.train.memory import Memory
 from longtake.train.settings import Optim
 
 TOKENS = 8
@@ -219,14 +220,14 @@ def test_several_passes_leave_the_policy_that_sampled(config: Make) -> None:
     run(config(steps=1, epochs=3, minibatches=3, optim=Optim(lr=0.01, warmup=0)))
     (row,) = steps(config())
     assert row["kl"] > 0
-    run(config("tight", steps=1, epochs=3, minibatches=3, clip_low=1e-4, clip_high=1e-4))
+    run(config("tight", steps=1, epochs=3, minibatches=3, clip=(1e-4, 1e-4)))
     (tight,) = steps(config("tight"))
     assert tight["clipped"] > 0.2
 
 
 def test_packing_changes_nothing(config: Make) -> None:
     for name, tokens in (("one", 10**6), ("many", 1)):
-        run(config(name, row_tokens=tokens, steps=1))
+        run(config(name, memory=Memory(row_tokens=tokens), steps=1))
     assert distance(learned(config("one")), learned(config("many"))) < SINGLE
 
 
@@ -254,7 +255,7 @@ def test_what_is_done_is_not_done_again(config: Make, monkeypatch: pytest.Monkey
     [
         ({"algorithm": "grop"}, "did you mean 'grpo'"),
         ({"algorithm": "zebra"}, "one of longtake, grpo"),
-        ({"clip_low": 0.1}, "no effect"),
+        ({"clip": (0.1, 0.2)}, "no effect"),
         ({"clip_high": 0.1, "algorithm": "rloo"}, "rloo has no clip"),
         ({"algorithm": "rloo", "epochs": 2}, "rloo makes one pass"),
         ({"algorithm": "rloo", "minibatches": 2}, "rloo makes one pass"),

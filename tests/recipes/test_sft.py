@@ -17,6 +17,7 @@ from longtake.errors import UserError
 from longtake.log import read_json, read_jsonl
 from longtake.recipes import sft
 from longtake.train import supervised
+from longtake.train.memory import Memory
 from longtake.train.settings import Optim
 
 FAST = Optim(lr=0.01, warmup=0)
@@ -189,7 +190,7 @@ def test_rows_that_weigh_nothing_are_refused(config: Make, tmp_path: Path) -> No
 
 def test_packing_changes_nothing(config: Make) -> None:
     for name, tokens in (("one", 10**6), ("many", 1)):
-        run(config(name, row_tokens=tokens, steps=3))
+        run(config(name, memory=Memory(row_tokens=tokens), steps=3))
     one, many = (learned(config(name)) for name in ("one", "many"))
     assert distance(one, many) < SINGLE
 

@@ -13,6 +13,7 @@ from tests.recipes.small import ROWS, Stage, asked, rows, same, stage
 from longtake.errors import UserError
 from longtake.recipes import difficulty, grpo, sft
 from longtake.train import policy, supervised
+from longtake.train.memory import Memory
 from longtake.train.settings import Optim
 
 EXACT = 1e-10
@@ -50,7 +51,7 @@ def config(tmp_path: Path, algorithm: str, **changed: Any) -> grpo.Config:
         "rows": rows(tmp_path), "model": "tiny", "out": tmp_path / "run", "algorithm": algorithm, "steps": 2,
         "reward": (f"{tmp_path / 'my.py'}:score",), "questions": 4, "group_size": 3, "epochs": 2, "minibatches": 2,
         "max_tokens": TOKENS, "overlong": MARGIN, "temperature": HEAT, "dtype": "float64", "optim": OPTIM,
-        "row_tokens": 120, "seed": 5,
+        "memory": Memory(row_tokens=120), "seed": 5,
     }  # fmt: skip
     return grpo.Config(**given | changed)
 
@@ -90,6 +91,31 @@ def test_a_policy_step_is_what_plain_loops_make_of_it(made: Stage, tmp_path: Pat
     assert at == len(made.made) == 8
 
 
+@pytest.mark.parametrize("keep", ["graph", "layers"])
+@pytest.mark.parametrize("algorithm", ["longtake", "dr_grpo"])
+def test_one_forward_is_what_plain_loops_make_of_it(made: Stage, tmp_path: Path, algorithm: str, keep: str) -> None:
+    """On-policy, on the rollout's own prefills, one question of each batch; answers one by one."""
+    memory = Memory(row_tokens=1, answer_tokens=1, keep=keep)
+    made.run(grpo, config(tmp_path, algorithm, epochs=1, minibatches=1, memory=memory))
+    optimizer = plain.PlainAdamW(BETAS, DECAY)
+    for step, (answered, real) in enumerate(zip(made.answered, made.made, strict=True)):
+        rewards = [[s.reward for s in own] for own in answered.scores]
+        keep_N = plain.learned_from(algorithm, rewards, 4)
+        groups = [answered.groups[n] for n in keep_N]
+        lengths = [[len(answer.ids) for answer in group.answers] for group in groups]
+        learned = [rewards[n] for n in keep_N], lengths, TOKENS, MARGIN
+        centred, shaped = plain.shaped("dr_grpo", *learned), plain.shaped(algorithm, *learned)
+        scale = max(map(max, shaped)) / max(map(max, centred))
+        made.put(real.before)
+        plain.policy_gradients(made.model, made.level, algorithm, groups, centred, HEAT, on_policy=True)
+        count, grads = plain.count(algorithm, lengths, TOKENS) / scale, made.grads()
+        assert real.count == pytest.approx(count, rel=EXACT)
+        same(real.grads, grads, EXACT)
+        after, norm = optimizer(real.before, grads, count, rate(step, 2), NORM)
+        assert real.norm == pytest.approx(norm, rel=EXACT)
+        same(real.after, after, EXACT)
+
+
 def test_answers_are_drawn_from_the_policy_and_say_how_likely_they_were(made: Stage, tmp_path: Path) -> None:
     made.run(grpo, config(tmp_path, "longtake", steps=1))
     made.put(made.made[0].before)
@@ -124,7 +150,9 @@ def test_no_two_answers_share_their_randomness(made: Stage, tmp_path: Path) -> N
     assert made.made == []  # nothing to learn: no step is made
 
 
-@pytest.mark.parametrize(("recipe", "name"), [(grpo, "backward_groups"), (sft, "backward_items")])
+@pytest.mark.parametrize(
+    ("recipe", "name"), [(grpo, "backward_kept"), (grpo, "backward_groups"), (sft, "backward_items")]
+)
 def test_five_steps_without_a_finite_gradient_end_the_run(
     made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Any, name: str
 ) -> None:
@@ -137,7 +165,8 @@ def test_five_steps_without_a_finite_gradient_end_the_run(
         return found
 
     monkeypatch.setattr(owner, name, broken)
-    given = config(tmp_path, "longtake", steps=9)
+    once = {"epochs": 1, "minibatches": 1} if name == "backward_kept" else {}
+    given = config(tmp_path, "longtake", steps=9, **once)
     if recipe is sft:
         given = sft.Config(rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=9, batch=3)
     with pytest.raises(UserError, match="5 steps in a row"):
@@ -195,7 +224,7 @@ def test_a_supervised_step_is_what_plain_loops_make_of_it(
     monkeypatch.setattr(supervised, "backward_items", spied)
     run = sft.Config(
         rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=3, batch=3, dtype="float64",
-        optim=OPTIM, row_tokens=120, shuffle=False,
+        optim=OPTIM, memory=Memory(row_tokens=120), shuffle=False,
     )  # fmt: skip
     made.run(sft, run)
     want = [["q0", "q1", "q2"], ["q3", "q0", "q1"], ["q2", "q3", "q0"]]

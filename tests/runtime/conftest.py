@@ -2,6 +2,9 @@
 
 import pytest
 from tests.models import tiny
+from tests.runtime.cached import bits, open_store, requests
+
+from longtake.runtime.features import prepare
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +15,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exact(folder):
     return tiny.exact(folder)
+
+
+@pytest.fixture(scope="session")
+def model(folder):
+    return tiny.load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def whole(model, tmp_path_factory):
+    """Bits of a run that nobody disturbed."""
+    store = open_store(tmp_path_factory.mktemp("whole"))
+    assert prepare(store, model, requests(), chunk=2) == 7
+    return bits(store)

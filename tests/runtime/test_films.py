@@ -14,6 +14,7 @@ from longtake.data.rows import read_questions
 from longtake.records import FramePolicy, Question
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model
+from longtake.runtime.shelf import Counts
 from longtake.sim.tiny import PIXELS
 from longtake.train.session import encode, open_films
 
@@ -40,13 +41,14 @@ def live(world: World, tmp_path: Path) -> Films:
 def test_a_set_of_frames_is_encoded_once(films: Films, questions: list[Question]) -> None:
     looks = [Look(q, POLICY) for q in questions]
     told: list[tuple[int, int]] = []
-    assert films.encode([*looks, looks[0], replace(looks[1], question=questions[1])], lambda *n: told.append(n)) == 3
+    twice = [*looks, looks[0], replace(looks[1], question=questions[1])]
+    assert films.encode(twice, lambda *n: told.append(n)) == (3, 3)
     assert told[-1] == (3, 3)
-    assert films.encode(looks, lambda *_: None) == 0
+    assert films.encode(looks, lambda *_: None) == (3, 0)
     eight = FramePolicy(frames=8, max_pixels=PIXELS)
-    assert films.encode([Look(questions[0], eight)], lambda *_: None) == 1
+    assert films.encode([Look(questions[0], eight)], lambda *_: None) == (1, 1)
     assert films.store is not None
-    assert set(films.store.encodes().values()) == {1}
+    assert films.store.counts == Counts(made=4)
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
@@ -55,11 +57,11 @@ def test_features_that_changed_on_disk_are_made_again_and_counted(
 ) -> None:
     looks = [Look(q, POLICY) for q in questions]
     model = load_model(world.model, device="cpu")
-    first = open_films(model, world.video(), tmp_path, frozen=True)
+    first = open_films(model, world.video(features=tmp_path), tmp_path, frozen=True)
     first.encode(looks, lambda *_: None)
     handles = [first.prompt(look).features or "" for look in looks]
     before = [made.level_LNE.clone() for made in first.features(handles)]
-    second = open_films(model, world.video(), tmp_path, frozen=True)
+    second = open_films(model, world.video(features=tmp_path), tmp_path, frozen=True)
     assert [second.prompt(look).features for look in looks] == handles
     (pack,) = tmp_path.rglob("*.safetensors")
     content = bytearray(pack.read_bytes())
@@ -69,8 +71,8 @@ def test_features_that_changed_on_disk_are_made_again_and_counted(
         pack.write_bytes(content if how == "flipped" else content[:-9])
     assert all(torch.equal(made.level_LNE, old) for made, old in zip(second.features(handles), before, strict=True))
     assert second.store is not None
-    assert second.store.damaged == 1
-    assert set(second.store.encodes().values()) == {1}
+    assert second.store.counts == Counts(disk=2 * (how == "flipped"), remade=3, damaged=int(how != "gone"))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     assert len(list(tmp_path.rglob("*.damaged"))) == (how != "gone")
 
 
@@ -129,14 +131,14 @@ def test_one_frame_and_no_film(films: Films, questions: list[Question]) -> None:
     assert (text.receipt, text.features, text.visual) == (None, None, ())
     assert len(text.ids) < len(single.ids)
     assert films.store is not None
-    assert len(films.store.encodes()) == 1
+    assert films.store.counts.made == 1
     windowed = Look(questions[0], FramePolicy(fps=4.0, start=0.0, end=2.0, max_pixels=PIXELS), "one_frame")
     assert windowed.seen()[1] == FramePolicy(frames=1, start=0.0, end=2.0, max_pixels=PIXELS)
 
 
 def test_a_tower_that_is_trained_gets_its_gradient(live: Films, questions: list[Question]) -> None:
     look = Look(questions[0], POLICY)
-    assert live.encode([look], lambda *_: pytest.fail("nothing to encode")) == 0
+    assert live.encode([look], lambda *_: pytest.fail("nothing to encode")) == (0, 0)
     handle = live.prompt(look).features or ""
     before = live.features([handle])[0].level_LNE
     before.square().sum().backward()

@@ -5,11 +5,13 @@ import torch
 from tests.models import tiny
 from torch.testing import assert_close
 
-from longtake.engines.local import Decode, Prefill
+from longtake.engines.decode import Decode
 from longtake.maths.attention import Row
 from longtake.maths.pack import pack
 from longtake.records import Layout
-from longtake.runtime.features import FeatureStore, fill, gather
+from longtake.runtime.features import FeatureStore
+from longtake.runtime.inputs import fill
+from longtake.runtime.prefix import prefill
 
 EXACT = 1e-12  # of the largest number compared
 FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
@@ -37,6 +39,10 @@ def store(exact, tmp_path):
     with torch.no_grad():
         made.put(dict(zip(FILMS, exact.encode(list(FILMS.values())), strict=True)))
     return made
+
+
+def gather(model, store, row):
+    return fill(model, row.ids_T, row.visual_T, [store.get(handle) for handle in row.features if handle is not None])
 
 
 def weighted_logprobs(model, store, row):
@@ -123,12 +129,9 @@ def test_decoding_equals_the_full_forward(exact, store):
     ids, weights = numbers(1, ((length,) * answers,) * len(asked))
     want = weighted_logprobs(exact, store, pack(asked, ids, weights, dtype=torch.float64))
     prefixes = pack(asked, [[]] * 3, [[]] * 3, dtype=torch.float64)
-    embed_TE, deepstack = gather(exact, store, prefixes)
-    prefill = Prefill(prefixes.layout)
-    hidden_TE = exact.hidden(embed_TE, prefixes.position_3T, prefixes.visual_T, deepstack, prefill)
-    last = torch.tensor([len(prompt.ids) for prompt in asked]).cumsum(0) - 1
-    logits = exact.head(hidden_TE[last]).repeat_interleave(answers, 0)
-    decode = Decode(prefill, answers, length)
+    made = prefill(exact, prefixes, lambda: gather(exact, store, prefixes), "nothing")
+    logits = exact.head(made.tips_NE).repeat_interleave(answers, 0)
+    decode = Decode([made], answers, length)
     at = torch.tensor([int(prompt.position_3P.max()) + 1 for prompt in asked]).repeat_interleave(answers)
     flat = torch.tensor([answer for own in ids for answer in own])
     none = torch.zeros(len(flat), dtype=torch.bool)

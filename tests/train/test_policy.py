@@ -13,8 +13,8 @@ from longtake.errors import UserError
 from longtake.maths.algorithms import ALGORITHMS
 from longtake.records import Answer, FramePolicy, Group, Prompt, Question
 from longtake.runtime.films import Look
-from longtake.train.policy import choose, differing, health, kept, late, minibatches, overlong, weights_of
-from longtake.train.rollout import Rollout, Scored
+from longtake.train.policy import choose, differing, health, kept, late, minibatches, shaped, weights_of
+from longtake.train.rollout import NOTHING, Rollout, Scored
 
 REWARDS = ((1.0, 0.0, 1.0), (0.5, 0.5, 0.5), (0.0, 0.2, 0.9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.3))
 LENGTHS = ((3, 9, 10), (1, 1, 1), (10, 8, 6), (2, 2, 2), (5, 10, 7))
@@ -42,26 +42,26 @@ def names(rollout: Rollout) -> list[str]:
 
 def test_an_algorithm_by_its_name() -> None:
     for name, algorithm in ALGORITHMS.items():
-        assert choose(name, {}, on_policy=True) is algorithm
+        assert choose(name, None, on_policy=True) is algorithm
 
 
 def test_clip_bounds_replace_the_algorithms_own() -> None:
-    found = choose("dapo", {"clip_high": 0.5}, on_policy=False)
+    found = choose("dapo", (0.2, 0.5), on_policy=False)
     assert isinstance(found.loss, partial)
     assert found.loss.keywords == {"clip_low": 0.2, "clip_high": 0.5}
-    assert found.advantage is ALGORITHMS["dapo"].advantage
+    assert found.centred is ALGORITHMS["dapo"].centred
     logprob, old = torch.tensor([0.4, -0.4]).log1p(), torch.zeros(2)
     one, answer = torch.ones(2), torch.zeros(2, dtype=torch.int64)
     assert found.loss(logprob, old, one, answer).clipped == 0
-    assert choose("dapo", {"clip_high": 0.3}, on_policy=False).loss(logprob, old, one, answer).clipped == 1
+    assert choose("dapo", (0.2, 0.3), on_policy=False).loss(logprob, old, one, answer).clipped == 1
 
 
 @pytest.mark.parametrize("name", ["rloo"])
 def test_bounds_without_effect_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="has no clip"):
-        choose(name, {"clip_low": 0.1}, on_policy=True)
-    with pytest.raises(UserError, match="--clip-high") as caught:
-        choose("grpo", {"clip_high": 0.1}, on_policy=True)
+        choose(name, (0.1, 0.2), on_policy=True)
+    with pytest.raises(UserError, match="--clip") as caught:
+        choose("grpo", (0.1, 0.1), on_policy=True)
     assert "--epochs" in str(caught.value)
 
 
@@ -69,14 +69,14 @@ def test_what_would_be_wrong_or_idle_is_refused() -> None:
     for name in ALGORITHMS:
         if name == "rloo":  # its loss has no ratio
             with pytest.raises(UserError, match="makes one pass"):
-                choose(name, {}, on_policy=False)
+                choose(name, None, on_policy=False)
         else:
-            assert choose(name, {}, on_policy=False) is ALGORITHMS[name]
+            assert choose(name, None, on_policy=False) is ALGORITHMS[name]
         if ALGORITHMS[name].drop_equal:
-            assert choose(name, {}, on_policy=True, refill=3) is ALGORITHMS[name]
+            assert choose(name, None, on_policy=True, refill=3) is ALGORITHMS[name]
         else:  # nothing to refill: no group is dropped
             with pytest.raises(UserError, match="keeps groups of equal rewards"):
-                choose(name, {}, on_policy=True, refill=1)
+                choose(name, None, on_policy=True, refill=1)
 
 
 def test_weights_of_rewards() -> None:
@@ -107,23 +107,20 @@ def test_what_is_learned_from() -> None:
 def test_minibatches_are_whole_groups_with_the_advantages_of_the_batch(count: int, sizes: list[int]) -> None:
     rollout, algorithm = answered(), ALGORITHMS["reinforce_pp"]
     want = algorithm.advantage(rollout.reward_NG)
-    parts = list(minibatches(rollout, algorithm, None, 2, count))
+    parts = list(minibatches(rollout, rollout.reward_NG, algorithm, 2, count))
     assert [len(part.looks) for part, _ in parts] == sizes * 2
     for half in (parts[: len(sizes)], parts[len(sizes) :]):
         assert [name for part, _ in half for name in names(part)] == names(rollout)
         torch.testing.assert_close(torch.cat([advantage for _, advantage in half]), want)
-    assert list(minibatches(rollout.chosen([False] * 5), algorithm, None, 2, count)) == []
+    assert list(minibatches(NOTHING, NOTHING.reward_NG, algorithm, 2, count)) == []
 
 
 def test_a_penalty_is_part_of_the_reward() -> None:
-    rollout, algorithm = answered(), ALGORITHMS["dr_grpo"]
-    penalty = overlong(rollout, max_tokens=10, margin=4)
-    assert penalty is not None
-    assert penalty[0].tolist() == [0.0, -0.75, -1.0]
-    ((_, advantage),) = minibatches(rollout, algorithm, penalty, 1, 1)
-    torch.testing.assert_close(advantage, algorithm.advantage(rollout.reward_NG + penalty))
-    assert overlong(rollout, 10, 0) is None
-    assert overlong(rollout.chosen([False] * 5), 10, 4) is None
+    rollout = answered()
+    punished = shaped(rollout, max_tokens=10, margin=4)
+    assert (punished - rollout.reward_NG)[0].tolist() == [0.0, -0.75, -1.0]
+    assert torch.equal(shaped(rollout, 10, 0), rollout.reward_NG)
+    assert not shaped(NOTHING, 10, 4).numel()
 
 
 def test_what_to_watch() -> None:

@@ -13,12 +13,12 @@ from tests.world import World, silent, without, write
 from longtake.data.rows import sift_examples, sift_questions
 from longtake.errors import UserError
 from longtake.log import Log, RunFolder, read_json, read_jsonl
+from longtake.recipes import sft
 from longtake.records import FramePolicy
 from longtake.runtime.load import load_model
 from longtake.sim.tiny import PIXELS
 from longtake.train.resume import Progress
 from longtake.train.session import Session, decode, open_films, open_session, read_rows
-from longtake.train.settings import Optim
 
 
 @pytest.fixture
@@ -38,9 +38,10 @@ def rows_of(world: World) -> list[dict[str, Any]]:
 
 def session_of(world: World, log: Log, *, train_vision: bool = False) -> Session:
     assert log.folder is not None
-    return open_session(
-        world.model, log.folder.path, world.video(), Optim(), log, train_vision=train_vision, dtype="auto"
+    config = sft.Config(
+        rows=world.rows("sft"), model=world.model, out=log.folder.path, video=world.video(), dtype="auto"
     )
+    return open_session(config, log, train_vision=train_vision)
 
 
 def test_a_malformed_row_is_left_out_and_counted(world: World, log: Log, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from longtake.errors import UserError
 from longtake.maths.loss import clipped_surrogate, cross_entropy, sequence_surrogate
 from longtake.maths.pack import pack
-from longtake.train.step import MOST_BAD, Sums, adamw, backward, chunks, count_bad, step_optimizer
+from longtake.train.step import MOST_BAD, Objective, Sums, adamw, backward, chunks, count_bad, step_optimizer
 
 EXACT = 1e-12  # of the largest number compared
 FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
@@ -65,7 +65,9 @@ def grads(model, films):
         sums = Sums()
         for part in chunks(items, lambda item: len(item[0].ids) + sum(map(len, item[1])), budget):
             row = pack(*(list(column) for column in zip(*part, strict=True)), dtype=torch.float64)
-            sums += backward(model, lambda handles: [films[h] for h in handles], row, loss, on_policy=on_policy, **heat)
+            sums += backward(
+                model, lambda handles: [films[h] for h in handles], row, Objective(loss, on_policy, **heat)
+            )
         return sums, {name: p.grad.clone() for name, p in model.net.named_parameters() if p.grad is not None}
 
     yield run

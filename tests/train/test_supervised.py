@@ -13,12 +13,13 @@ from tests.world import World, silent
 from longtake.data.rows import read_examples, read_questions
 from longtake.errors import UserError
 from longtake.log import RunFolder, read_json
+from longtake.recipes import sft
 from longtake.records import Example, FramePolicy, Question, Span
 from longtake.runtime.films import Look
 from longtake.sim import tiny
 from longtake.train.resume import Progress
 from longtake.train.session import Session, decode, encode, open_session
-from longtake.train.settings import Optim, Video
+from longtake.train.settings import Video
 from longtake.train.supervised import backward_items, end_at, greedy_accuracy, item, next_batch, tokens_of
 
 WORDS = tiny.tokenizer()
@@ -27,7 +28,8 @@ END = WORDS.eos_token_id
 
 @pytest.fixture
 def session(world: World, tmp_path: Path) -> Session:
-    return open_session(world.model, tmp_path, world.video(), Optim(), silent(), train_vision=False, dtype="auto")
+    config = sft.Config(rows=world.rows("sft"), model=world.model, out=tmp_path, video=world.video(), dtype="auto")
+    return open_session(config, silent())
 
 
 def examples(*batches: int) -> list[Example]:

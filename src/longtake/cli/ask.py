@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from longtake.records import Receipt
 
 
+IDLE = {"root", "workers", "features", "features_ram", "features_disk", "most_failed"}  # of one film
+
+
 class Config(Settings):
     """Ask a model about one film."""
 
@@ -33,8 +36,10 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _used(self) -> Config:
-        if idle := {"root", "workers", "features", "most_failed"} & self.video.model_fields_set:
+        if idle := self.video.model_fields_set & IDLE:
             raise ValueError(f"has no effect on one film: video.{', video.'.join(sorted(idle))}")
+        if self.video.fps is None and "max_frames" in self.video.model_fields_set:
+            raise ValueError("video.max_frames caps video.fps, which is not given: leave it out")
         if len(self.video.frames) > 1:
             raise ValueError("the film is looked at once: give one number of video.frames")
         if self.temperature == 0 and "seed" in self.model_fields_set:

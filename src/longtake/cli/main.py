@@ -69,8 +69,8 @@ def prepare(words: Sequence[str], stages: Mapping[str, Stage]) -> None:
     except FileNotFoundError:
         raise UserError("the folder you are in was deleted", fix="cd to another") from None
     real = not {"--help", "-h", "--dry-run"} & set(words)
-    if real and words and words[0] in stages and stages[words[0]].trains:
-        environment.restart(sys.orig_argv[1:])
+    if real and words and words[0] in stages and (stages[words[0]].trains or "--probe" in words):
+        environment.restart(sys.orig_argv[1:])  # what is measured runs as what trains
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminate)
 

@@ -7,10 +7,9 @@ leaves whole files. F frames.
 
 from __future__ import annotations
 
-import fcntl
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from longtake.data.video import Decoder, FileStamp, PyAV, Size, VideoError, stam
 from longtake.data.workers import Fit, complete_in_processes
 from longtake.errors import UserError
 from longtake.log import append_jsonl, read_jsonl, writing
+from longtake.log.lock import locked
 from longtake.records import Film, FramePolicy, Receipt
 
 __all__ = ["FrameTier", "Quarantine"]
@@ -206,10 +206,9 @@ class FrameTier:
     def _lock(self, name: str) -> Iterator[None]:
         """One holder at a time, thread or process; the system lifts the lock of a process that dies."""
         path = self.folder / "locks" / name
-        with writing(path):
-            file = path.open("ab")
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with ExitStack() as held:
+            with writing(path):
+                held.enter_context(locked(path))
             yield
 
 

@@ -141,7 +141,7 @@ def write(path: Path, film: Film, backend: str, times_N: np.ndarray | None, shel
     with writing(path):
         try:
             with beside.open("wb") as file:
-                file.write(_header(tensors, about))
+                file.write(_head(tensors, about))
                 for tensor in tensors.values():
                     file.write(np.ascontiguousarray(tensor).data)
             os.replace(beside, path)
@@ -149,14 +149,22 @@ def write(path: Path, film: Film, backend: str, times_N: np.ndarray | None, shel
             beside.unlink(missing_ok=True)
 
 
-def _header(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
-    """What precedes the tensors. (The library's writer holds all of them twice, and leaves files only we can read.)"""
-    entries: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(about)}}
+def _head(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
+    dtypes = {"uint8": "U8", "float64": "F64"}
+    places = {name: (dtypes[x.dtype.name], x.shape, x.nbytes) for name, x in tensors.items()}
+    return header(places, {_KEY: json.dumps(about)})
+
+
+def header(tensors: Mapping[str, tuple[str, Sequence[int], int]], about: Mapping[str, str]) -> bytes:
+    """What precedes tensors {name: (dtype, shape, bytes)} in a safetensors file; they follow in the same order.
+
+    (The library's writer holds all of them twice, and leaves files only we can read.)
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(about)}
     end = 0
-    for name, tensor in tensors.items():
-        dtype = {"uint8": "U8", "float64": "F64"}[tensor.dtype.name]
-        entries[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": (end, end + tensor.nbytes)}
-        end += tensor.nbytes
+    for name, (dtype, shape, size) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": (end, end + size)}
+        end += size
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

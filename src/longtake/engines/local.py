@@ -1,71 +1,33 @@
 """The engine in the trainer's own process: same weights, same kernels, each prefix computed once for all its answers.
 
-N questions, G answers each, A = N G, P prefix tokens (padded to the longest), t answer tokens so far, H heads,
-K key/value heads, D head width, E model width, T packed tokens, V vocabulary.
+N questions, G answers each, A = N G, E model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from longtake.engines.decode import Decode, Pairs
 from longtake.errors import UserError
-from longtake.maths.attention import decode_attention, shared_prefix_attention
+from longtake.maths.pack import answer_rows, pack
 from longtake.protocols import Model
-from longtake.records import Answer, Draw, Features, Group, Layout, Prompt
-from longtake.runtime.features import fill
-
-FeaturesOf = Callable[[Sequence[str]], list[Features]]
-
-
-FIRST = 64  # answer tokens there is room for at first; the room doubles as answers grow
+from longtake.records import Answer, Draw, Group, Prompt
+from longtake.runtime.prefix import Keep, Prefill, begin
+from longtake.runtime.rows import FeaturesOf, bare, compute, lead
 
 
-class Prefill:
-    """Attention of a row of prefixes that keeps every layer's keys and values."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Neighbouring questions, answered on one prefill that training goes on with."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.kept: list[tuple[Tensor, Tensor]] = []  # a layer: [K, T, D] twice
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        self.kept.append((k[0], v[0]))
-        return shared_prefix_attention(q, k, v, self.layout, scale=scale)
-
-
-class Decode:
-    """Attention of one new token for every answer on kept prefixes and the answers' own keys and values."""
-
-    def __init__(self, prefill: Prefill, answers: int, most: int) -> None:
-        lengths = [prefix for prefix, _ in prefill.layout.groups]
-        self.length_N = torch.tensor(lengths, device=prefill.kept[0][0].device)
-        self.prefix = [(_padded(k, lengths), _padded(v, lengths)) for k, v in prefill.kept]
-        heads, _, width = prefill.kept[0][0].shape
-        shape = (len(lengths) * answers, heads, min(most, FIRST), width)
-        self.own = [(k.new_empty(shape), v.new_empty(shape)) for k, v in prefill.kept]
-        self.at, self.most = 0, most
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        if self.at == self.own[layer][0].shape[2]:
-            more = min(self.most, 2 * self.at) - self.at
-            grown = [torch.cat([x, x.new_empty(*x.shape[:2], more, x.shape[3])], 2) for x in self.own[layer]]
-            self.own[layer] = (grown[0], grown[1])
-        for kept, new in zip(self.own[layer], (k, v), strict=True):
-            kept[:, :, self.at] = new[0].transpose(0, 1)
-        own_k, own_v = (kept[:, :, : self.at + 1] for kept in self.own[layer])
-        new_q = q[0].transpose(0, 1)[:, :, None]  # [N G, H, 1, D]
-        out = decode_attention(new_q, *self.prefix[layer], self.length_N, own_k, own_v, scale=scale)
-        return out[:, :, 0].transpose(0, 1)[None]
-
-
-def _padded(x_KTD: Tensor, lengths: Sequence[int]) -> Tensor:
-    """[K, T, D] of prefixes behind one another → [N, K, P, D], zeros at the end of the shorter ones."""
-    parts = [part.transpose(0, 1) for part in x_KTD.split(list(lengths), dim=1)]
-    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).transpose(1, 2).contiguous()
+    groups: tuple[Group, ...]
+    made: Prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +40,42 @@ class LocalEngine:
     model: Model
     features: FeaturesOf  # handles → features
     weights: str  # version written on every answer
-    row_tokens: int = 16384  # prefix tokens in one prefill
+    row_tokens: int = 16384  # prefix tokens whose keys and values are held at once
     answers: int = 512  # decoded together
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
         """[N] groups; every prompt has the same number of draws, and an answer depends on its own draw's seed alone.
 
+        Neighbours that ask about the same features share what their prompts begin with.
         Raises ValueError for ragged draws, UserError for a model whose numbers are not finite.
         """
+        groups: list[Group] = []
+        for start, stop in self._batches(prompts, draws):
+            made = compute(self.model, bare(self.model, prompts[start:stop]), self.features, "nothing")
+            groups += self._answers([made], prompts[start:stop], draws[start:stop], max_tokens)
+        return groups
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Sequence[Draw]],
+        max_tokens: int,
+        keep: Callable[[Sequence[Prompt]], Keep],
+    ) -> Iterator[list[Kept]]:
+        """`generate` for training: batch by batch, each film's prefill kept as `keep` says of its prompts."""
+        for start, stop in self._batches(prompts, draws):
+            asked = prompts[start:stop]
+            runs = [list(run) for run in _by_film(asked)]
+            mades = [compute(self.model, bare(self.model, run), self.features, keep(run)) for run in runs]
+            groups = iter(self._answers(mades, asked, draws[start:stop], max_tokens))
+            yield [Kept(tuple(next(groups) for _ in run), made) for run, made in zip(runs, mades, strict=True)]
+
+    def _batches(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]]) -> Iterator[tuple[int, int]]:
+        """(start, stop) of prompts that are answered together."""
         if len({len(own) for own in draws}) > 1:
             raise ValueError("every prompt needs the same number of draws in one call")
-        groups: list[Group] = []
         start = 0
         while start < len(prompts):
             stop, tokens = start + 1, len(prompts[start].ids)
@@ -98,73 +84,44 @@ class LocalEngine:
                     break
                 tokens += len(prompts[stop].ids)
                 stop += 1
-            groups += self._batch(prompts[start:stop], draws[start:stop], max_tokens)
+            yield start, stop
             start = stop
-        return groups
 
-    def _batch(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
+    def _answers(
+        self, mades: Sequence[Prefill], prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int
+    ) -> list[Group]:
         per_prompt = len(draws[0])
-        hidden_NE, decode = self._prefill(prompts, per_prompt, max_tokens)
+        hidden_NE, begun = self._begin(mades, prompts)
         logits = self.model.head(hidden_NE).repeat_interleave(per_prompt, 0)
         if not logits.isfinite().all():
             why, fix = "its weights are damaged, or too large for their dtype", "try --dtype float32"
             raise UserError("the model computes no finite numbers", why=why, fix=fix)
-        position = torch.tensor(
-            [int(p.position_3P.max()) + 1 for p in prompts], device=logits.device
-        ).repeat_interleave(per_prompt)
+        starts = [int(prompt.position_3P.max()) + 1 for prompt in prompts for _ in range(per_prompt)]
         flat = [draw for own in draws for draw in own]
-        chance = np.stack([np.random.Generator(np.random.Philox(key=draw.seed)).random(max_tokens) for draw in flat])
-        chance_At = torch.from_numpy(chance).to(logits.device)
-        heat_A1 = torch.tensor([[draw.temperature] for draw in flat], device=logits.device)
-        ends = torch.tensor(self.model.end_ids, device=logits.device)
-        done_A = torch.zeros(len(flat), dtype=torch.bool, device=logits.device)
-        ids, logprobs = [], []
-        none = torch.zeros(len(flat), dtype=torch.bool, device=logits.device)
-        for step in range(max_tokens):
-            next_A = sample(logits, heat_A1, chance_At[:, step])
-            ids.append(next_A)
-            policy_AV = (logits / torch.where(heat_A1 > 0, heat_A1, 1)).log_softmax(-1)
-            logprobs.append(policy_AV.gather(1, next_A[:, None])[:, 0])
-            done_A |= torch.isin(next_A, ends)
-            if done_A.all() or step == max_tokens - 1:
-                break
-            embed_AE = self.model.embed(next_A)
-            hidden_AE = self.model.hidden(embed_AE, (position + step).expand(3, -1), none, None, decode)
-            decode.at += 1
-            logits = self.model.head(hidden_AE)
-        return self._groups(prompts, draws, torch.stack(ids, 1).tolist(), torch.stack(logprobs, 1).tolist())
-
-    def _prefill(self, prompts: Sequence[Prompt], answers: int, max_tokens: int) -> tuple[Tensor, Decode]:
-        """Last hidden state of every prefix [N, E] and the state that decoding goes on from."""
-        layout = Layout(tuple((len(prompt.ids), ()) for prompt in prompts))
-        ids_T = torch.tensor([i for prompt in prompts for i in prompt.ids])
-        visual_T = torch.zeros(len(ids_T), dtype=torch.bool)
-        start = 0
-        for prompt in prompts:
-            for first, stop in prompt.visual:
-                visual_T[start + first : start + stop] = True
-            start += len(prompt.ids)
-        embed_TE, deepstack = fill(
-            self.model, ids_T, visual_T, self.features([p.features for p in prompts if p.features])
-        )
-        prefill = Prefill(layout)
-        position_3T = torch.cat([prompt.position_3P for prompt in prompts], 1).to(embed_TE.device)
-        hidden_TE = self.model.hidden(embed_TE, position_3T, visual_T.to(embed_TE.device), deepstack, prefill)
-        last_N = torch.tensor([len(prompt.ids) for prompt in prompts]).cumsum(0) - 1
-        return hidden_TE[last_N.to(hidden_TE.device)], Decode(prefill, answers, max_tokens)
-
-    def _groups(
-        self,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Sequence[Draw]],
-        ids: list[list[int]],
-        logprobs: list[list[float]],
-    ) -> list[Group]:
-        rows = iter(zip(ids, logprobs, strict=True))
+        loop = _Loop(self.model, Decode(mades, per_prompt, max_tokens, begun), starts, flat, max_tokens)
+        rows = iter(loop.run(logits))
         return [
             Group(prompt, tuple(self._answer(draw, *next(rows)) for draw in own))
             for prompt, own in zip(prompts, draws, strict=True)
         ]
+
+    def _begin(self, mades: Sequence[Prefill], prompts: Sequence[Prompt]) -> tuple[Tensor, Pairs | None]:
+        """What predicts the answers' first token [N, E]; keys and values [N, K, t, D] of an activated LoRA's header."""
+        tokens = lead(self.model)
+        if not tokens:
+            return torch.cat([made.tips_NE for made in mades]), None
+        hidden, kept, start = [], [], 0
+        for made in mades:
+            stop = start + len(made.tips_NE)
+            one = [[(0,)] for _ in prompts[start:stop]]  # never fed: only the header before it is
+            row = pack(prompts[start:stop], one, [[(0.0,)]] * len(one), lead=tokens)
+            for part in answer_rows(row, len(row.ids_T)):
+                found, kv = begin(self.model, made, part)
+                hidden.append(found)
+                kept.append([tuple(x[0].unflatten(1, (-1, tokens)).transpose(0, 1) for x in pair) for pair in kv])
+            start = stop
+        layers = [tuple(torch.cat(sides) for sides in zip(*pairs, strict=True)) for pairs in zip(*kept, strict=True)]
+        return torch.cat(hidden), [(k, v) for k, v in layers]
 
     def _answer(self, draw: Draw, ids: list[int], logprobs: list[float]) -> Answer:
         """One answer cut at its end token."""
@@ -172,6 +129,73 @@ class LocalEngine:
         kept = ids[:end]
         text = self.model.tokenizer.decode(kept[:-1] if end else kept, skip_special_tokens=False)
         return Answer(tuple(kept), tuple(logprobs[:end]), text, "stop" if end else "length", draw.seed, self.weights)
+
+
+class _Loop:
+    """Token by token, until every answer has ended; answers that have ended leave when they are half of all."""
+
+    def __init__(
+        self, model: Model, decode: Decode, starts: Sequence[int], draws: Sequence[Draw], max_tokens: int
+    ) -> None:
+        device = model.net.device
+        self.model, self.decode, self.max_tokens = model, decode, max_tokens
+        chance = np.stack([np.random.Generator(np.random.Philox(key=draw.seed)).random(max_tokens) for draw in draws])
+        self.chance_At = torch.from_numpy(chance).to(device)
+        self.heat_A1 = torch.tensor([[draw.temperature] for draw in draws], device=device)
+        self.position_A = torch.tensor(starts, device=device)
+        self.ends = torch.tensor(model.end_ids, device=device)
+
+    def run(self, logits_AV: Tensor) -> list[tuple[list[int], list[float]]]:
+        """Of every answer its tokens and their log-probabilities; what follows an end token means nothing."""
+        found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(logits_AV))]
+        done_A = torch.zeros(len(logits_AV), dtype=torch.bool, device=logits_AV.device)
+        ids: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        for step in range(self.max_tokens):
+            next_A = sample(logits_AV, self.heat_A1, self.chance_At[:, step])
+            policy_AV = (logits_AV / torch.where(self.heat_A1 > 0, self.heat_A1, 1)).log_softmax(-1)
+            ids.append(next_A)
+            logprobs.append(policy_AV.gather(1, next_A[:, None])[:, 0])
+            done_A |= torch.isin(next_A, self.ends)
+            alive = int((~done_A).sum())
+            if not alive or step == self.max_tokens - 1:
+                break
+            if 2 * alive <= len(done_A):
+                self._write(found, ids, logprobs)
+                ids, logprobs = [], []
+                next_A, done_A = self._only((~done_A).nonzero()[:, 0], next_A, done_A)
+            logits_AV = self._next(next_A, step)
+        self._write(found, ids, logprobs)
+        return found
+
+    def _next(self, next_A: Tensor, step: int) -> Tensor:
+        """Logits after these tokens."""
+        none = torch.zeros_like(next_A, dtype=torch.bool)
+        position_3A = (self.position_A + step).expand(3, -1)
+        hidden_AE = self.model.hidden(self.model.embed(next_A), position_3A, none, None, self.decode)
+        self.decode.at += 1
+        return self.model.head(hidden_AE)
+
+    def _only(self, alive: Tensor, next_A: Tensor, done_A: Tensor) -> tuple[Tensor, Tensor]:
+        self.decode.only(alive.tolist())
+        self.chance_At, self.heat_A1 = self.chance_At[alive], self.heat_A1[alive]
+        self.position_A = self.position_A[alive]
+        return next_A[alive], done_A[alive]
+
+    def _write(
+        self, found: list[tuple[list[int], list[float]]], ids: Sequence[Tensor], logprobs: Sequence[Tensor]
+    ) -> None:
+        """Adds what was drawn since the last time to the answers that were decoded."""
+        columns = (torch.stack(list(ids), 1).tolist(), torch.stack(list(logprobs), 1).tolist())
+        for answer, own_ids, own_logprobs in zip(self.decode.answers, *columns, strict=True):
+            found[answer][0].extend(own_ids)
+            found[answer][1].extend(own_logprobs)
+
+
+def _by_film(prompts: Sequence[Prompt]) -> Iterator[Iterator[Prompt]]:
+    """Neighbours on the same features together; a prompt without any stands alone."""
+    for _, run in groupby(enumerate(prompts), lambda one: one[1].features or one[0]):
+        yield (prompt for _, prompt in run)
 
 
 def sample(logits_AV: Tensor, heat_A1: Tensor, chance_A: Tensor) -> Tensor:

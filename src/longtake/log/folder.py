@@ -1,6 +1,6 @@
 """The run folder: what was run, on what, how it ended. One for each stage run; the report reads nothing else.
 
-run.json          stage, config, versions, machine, status, notes, seconds by phase, films
+run.json          stage, config, versions, machine, status, notes, seconds by phase, counts of caches, films
 metrics.jsonl     one line a step
 rollouts/<step>.jsonl, thumbs/, checkpoints/<step>/, eval.json   by the stages that have them
 """
@@ -21,7 +21,7 @@ from longtake.log.lock import hold
 
 PACKAGES = ("longtake", "torch", "transformers", "av", "numpy")
 # settings that cannot change a number, so that a run may go on with others (in whatever block they are)
-FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "features"})
+FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "features", "features_ram", "features_disk"})
 RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists
 KEYS = {"stage", "config", "status", "notes", "seconds"}  # without these run.json is none of ours
@@ -44,6 +44,7 @@ class RunFolder:
         self.resumed = resumed  # the same run was started here before
         self.was_done = was_done  # and had ended well
         self._run = run
+        self._counted: dict[str, dict[str, int]] = run.get("counts", {})  # by earlier sittings
 
     @classmethod
     def open(cls, path: Path, stage: str, config: Mapping[str, Any], *, fresh: bool = False) -> RunFolder:
@@ -102,6 +103,13 @@ class RunFolder:
     def set_seconds(self, seconds: Mapping[str, float]) -> None:
         """Replace the wall seconds by phase; on disk with the next save()."""
         self._run["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+
+    def set_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """What caches counted in this sitting, added to what earlier ones did; on disk with the next save()."""
+        for name, own in counts.items():
+            before = self._counted.get(name, {})
+            added = {key: value + before.get(key, 0) for key, value in own.items()}
+            self._run["counts"] = self._run.get("counts", {}) | {name: added}
 
     def set_films(self, used: int, quarantined: Iterable[tuple[str, str]]) -> None:
         """How many films were used, and (path, reason) of those that could not be."""

@@ -1,10 +1,12 @@
-"""One process at a time in a run folder: a lock that the kernel lifts when its holder ends, however it ends."""
+"""Locks that the kernel lifts when their holder ends, however it ends: of a run folder, of a piece of a cache."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from longtake.errors import UserError
@@ -25,6 +27,17 @@ def hold(folder: Path) -> None:
             _take(_HELD[key], folder, key)
             os.ftruncate(_HELD[key], 0)
             os.pwrite(_HELD[key], f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One holder at a time, thread or process, waiting for its turn. Raises OSError if `path` cannot be locked."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def _take(file: int, folder: Path, key: str) -> None:

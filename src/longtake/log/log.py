@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -56,6 +56,8 @@ class Log:
             str, float
         ] = {}  # wall seconds by phase since the folder was opened, earlier sittings included
         self._before: dict[str, float] = {}  # the same at the last step
+        self._shares: dict[str, tuple[float, float]] = {}  # part and whole since the last step
+        self._counts: dict[str, Callable[[], Mapping[str, int]]] = {}
         self._stack: list[tuple[str, float]] = []  # open phases and when their clock last started
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -67,6 +69,7 @@ class Log:
         self.clear()
         self.folder = folder
         self._opened.append(folder)
+        self._shares, self._counts = {}, {}
         self.seconds = folder.seconds
         self._before = dict(self.seconds)
         self._saved = time.monotonic()
@@ -92,12 +95,23 @@ class Log:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - since
         self._stack[-1] = (name, now)
 
+    def share(self, name: str, part: float, whole: float) -> None:
+        """So much of a whole, e.g. what a cache had of what was asked for; the next step's row says which share."""
+        had, asked = self._shares.get(name, (0.0, 0.0))
+        self._shares[name] = had + part, asked + whole
+
+    def count(self, name: str, counts: Callable[[], Mapping[str, int]]) -> None:
+        """What a cache counted so far; goes into run.json whenever the seconds do, earlier sittings added."""
+        self._counts[name] = counts
+
     def step(self, step: int, total: int, numbers: Mapping[str, float]) -> None:
         """Write the numbers of a step with the phase seconds since the step before, and show them.
 
         nan and infinity are written as null.
         """
         assert not {"step", "seconds"} & numbers.keys(), "these two keys are the log's own"
+        shares = {name: part / whole for name, (part, whole) in self._shares.items() if whole}
+        numbers, self._shares = {**numbers, **shares}, {}
         spent = {name: round(value - self._before.get(name, 0.0), 4) for name, value in self.seconds.items()}
         row = {"step": step, **numbers, "seconds": {name: value for name, value in spent.items() if value}}
         self._before = dict(self.seconds)
@@ -197,6 +211,7 @@ class Log:
     def _save(self) -> None:
         if self.folder:
             self.folder.set_seconds(self.seconds)
+            self.folder.set_counts({name: counts() for name, counts in self._counts.items()})
             self.folder.save()
             self._saved = time.monotonic()
 

@@ -38,16 +38,19 @@ def group_normalised(reward_NG: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
     return torch.where(equal_groups(reward_NG)[:, None], 0, group_mean(reward_NG) / deviation_N1)
 
 
-def batch_std(reward_NG: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
-    """A = (r - mean(group)) / std(rewards of all groups that are not equal): longtake's default.
+def batch_scale(reward_NG: Float[Tensor, "N G"]) -> float:
+    """1 / std(rewards of all groups that are not equal), 0 if all are: longtake's default, times `group_mean`.
 
     Group mean with batch deviation is Lite PPO's (arXiv:2508.08221); a question that is nearly always solved or failed
     is not blown up as in `group_normalised`. Equal groups leave the batch, hence its deviation too.
     """
     kept_NG = reward_NG[~equal_groups(reward_NG)]
-    if not kept_NG.numel():
-        return torch.zeros_like(reward_NG)
-    return group_mean(reward_NG) / kept_NG.std()
+    return 1 / float(kept_NG.std()) if kept_NG.numel() else 0.0
+
+
+def one(reward_NG: Float[Tensor, "N G"]) -> float:
+    """The scale of an advantage that looks at one group alone."""
+    return 1.0
 
 
 def leave_one_out(reward_NG: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:

@@ -1,28 +1,32 @@
 """Exact attention when G answers share one long prefix: its keys and values are read once, never copied.
 
-Row = [prefix | answer_1 | … | answer_G | next group …] (`records.Layout`). Every segment attends to itself causally,
-every answer token also to all of its group's prefix; the two kernel calls are joined by log-sum-exp. The backward
-gives the same two kernels the *joined* output and log-sum-exp: no flash kernel differentiates through its
-log-sum-exp, so leaving the join to autograd gives right values and wrong gradients.
+Row = [prefix | answer_1 | … | answer_G | next group …] or deeper, a tree of segments (`records.Layout`). Every segment
+attends to itself causally and to all of the segments that it continues; the kernel calls, one per depth, are joined by
+log-sum-exp. The backward gives the same kernels the *joined* output and log-sum-exp: no flash kernel differentiates
+through its log-sum-exp, so leaving the join to autograd gives right values and wrong gradients.
 
-N groups, G answers of each, T row tokens, A answer tokens, U prefix tokens, H heads, K key/value heads, D head width.
+T tokens of a row, C of them asking, A of answers, U of inner segments; H heads, K key/value heads, D head width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from longtake.maths import varlen
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
     from torch import Tensor
 
     from longtake.records import Layout
+
+Known = tuple["Tensor", "Tensor"]  # output [T, H, D] and log-sum-exp [T, H]
+Asked = Literal["all", "ends", "answers"]
 
 
 class Context(Protocol):
@@ -67,12 +71,48 @@ def shared_prefix_attention(
     layout: Layout,
     *,
     scale: float,
+    known: Known | None = None,
 ) -> Float[Tensor, "1 H T D"]:
-    """Attention over a packed row, as if each answer had a row [prefix | answer] of its own."""
-    if q.shape[2] != layout.total:
-        raise ValueError(f"the row holds {q.shape[2]} tokens, its layout {layout.total}")
-    plan = _plan(layout, False, q.device)
-    return _headed(_Joined.apply(_tokens(q), _tokens(k), _tokens(v), None, None, plan, scale))
+    """Attention over a packed row, as if each answer had a row of its own: all that it continues, then itself.
+
+    `known`: what `shared_prefix_forward` gave for the same arguments; then only the backward is computed.
+    """
+    plan = _plan(layout, "all", _ragged(q), q.device)
+    _check(q, plan)
+    return _headed(_Joined.apply(*map(_tokens, (q, k, v)), None, None, _Given(plan, scale, known=known)))
+
+
+def shared_prefix_forward(
+    q: Float[Tensor, "1 H T D"],
+    k: Float[Tensor, "1 K T D"],
+    v: Float[Tensor, "1 K T D"],
+    layout: Layout,
+    *,
+    scale: float,
+) -> tuple[Float[Tensor, "1 H T D"], Known]:
+    """`shared_prefix_attention` without a gradient, and what a later call needs to have one (it shares the output)."""
+    plan = _plan(layout, "all", _ragged(q), q.device)
+    _check(q, plan)
+    with torch.no_grad():
+        keys, values = _tokens(k), _tokens(v)
+        known = _forward(_tokens(q), keys, values, keys, values, plan, scale)
+    return _headed(known[0]), known
+
+
+def ends_attention(
+    q: Float[Tensor, "1 H C D"],
+    k: Float[Tensor, "1 K T D"],
+    v: Float[Tensor, "1 K T D"],
+    layout: Layout,
+    *,
+    scale: float,
+) -> Float[Tensor, "1 H C D"]:
+    """`shared_prefix_attention` for the answers and the last token of every inner segment alone: of a last layer nobody
+    reads more. q holds these in row order (segments of no tokens have none), k and v the whole row.
+    """
+    plan = _plan(layout, "ends", _ragged(q), q.device)
+    _check(q, plan)
+    return _headed(_Joined.apply(*map(_tokens, (q, k, v)), None, None, _Given(plan, scale)))
 
 
 def extend_attention(
@@ -84,150 +124,155 @@ def extend_attention(
     layout: Layout,
     *,
     scale: float,
+    into: tuple[Float[Tensor, "U K D"], Float[Tensor, "U K D"]] | None = None,
 ) -> Float[Tensor, "1 H A D"]:
     """The answers' part of `shared_prefix_attention`, on prefix keys and values that were computed before.
 
-    Both rows follow the layout: q, k, v hold its answers, prefix_k and prefix_v its prefixes. Gradients go to all five.
+    Both rows follow the layout: q, k, v hold its answers, prefix_k and prefix_v its inner segments. Gradients go to all
+    five; or, with `into` (float32, float64 for float64), the backward *adds* the prefix's gK and gV to these two
+    buffers, and prefix_k and prefix_v get none. There is such a backward even where q, k and v need no gradient.
     """
     lengths = (q.shape[2], prefix_k.shape[2])
-    prefix = sum(p for p, _ in layout.groups)
+    prefix = layout.stem.total
     if lengths != (layout.total - prefix, prefix):
         raise ValueError(f"(answer, prefix) tokens are {lengths}, the layout has {(layout.total - prefix, prefix)}")
-    plan = _plan(layout, True, q.device)
-    return _headed(_Joined.apply(*map(_tokens, (q, k, v, prefix_k, prefix_v)), plan, scale))
+    plan = _plan(layout, "answers", _ragged(q), q.device)
+    if into is not None and not q.requires_grad and torch.is_grad_enabled():
+        q = q.detach().requires_grad_()
+    return _headed(_Joined.apply(*map(_tokens, (q, k, v, prefix_k, prefix_v)), _Given(plan, scale, into=into)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    own: varlen.Spans  # every segment on itself
-    cross: varlen.Spans | None  # the answers of a group, neighbours, on its prefix
+    queries: int
+    own: tuple[varlen.Call, ...]  # segments on themselves: every query is in one call, and every key of the row
+    cross: tuple[varlen.Call, ...]  # what continues a segment on its keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What _Joined takes beside tensors to differentiate."""
+
+    plan: _Plan
+    scale: float
+    known: Known | None = None
+    into: tuple[Tensor, Tensor] | None = None
+
+
+def _check(q: Tensor, plan: _Plan) -> None:
+    if q.shape[2] != plan.queries:
+        raise ValueError(f"the row holds {q.shape[2]} tokens, its layout {plan.queries}")
 
 
 @lru_cache(maxsize=8)  # layers ask for the same one in turn; a long row has megabytes of places
-def _plan(layout: Layout, answers_only: bool, device: torch.device) -> _Plan:
+def _plan(layout: Layout, asked: Asked, ragged: bool, device: torch.device) -> _Plan:
+    """`asked`: whose outputs are computed. For "answers" inner segments have keys in a row of their own."""
+    segments, total, apart = layout.segments, layout.total, asked == "answers"
+    of_inner = {"all": total, "ends": 1, "answers": 0}[asked]
+    asking = [min(segment.length, of_inner) if segment.inner else segment.length for segment in segments]
+    before, count = {}, 0  # queries before each place where a segment begins, or the last one ends
+    for segment, queries in zip(segments, asking, strict=True):
+        before[segment.start] = count
+        count += queries
+    before[total] = count
     own: list[varlen.Span] = []
-    cross: list[varlen.Span] = []
-    at = prefix_at = 0  # in the row and, if prefixes have a row of their own, in that
-    for prefix, answers in layout.groups:
-        start = prefix_at if answers_only else at
-        if not answers_only:
-            own.append((at, prefix, at, prefix))
-            at += prefix
-        prefix_at += prefix
-        cross.append((at, sum(answers), start, prefix))
-        for length in answers:
-            own.append((at, length, at, length))
-            at += length
-    own = [span for span in own if span[1]]
-    cross = [span for span in cross if span[1] and span[3]]
-    keys = prefix_at if answers_only else at
-    return _Plan(
-        varlen.plan(own, causal=True, queries=at, keys=at, device=device),
-        varlen.plan(cross, causal=False, queries=at, keys=keys, device=device) if cross else None,
-    )
+    last: list[varlen.Span] = []
+    cross: list[list[varlen.Span]] = []  # one per depth: within one, none overlap
+    open_until: list[int] = []  # where the segments that this one continues stop
+    for segment, queries in zip(segments, asking, strict=True):
+        start, length = segment.start, segment.length
+        while open_until and open_until[-1] <= start:
+            open_until.pop()
+        key = (start - before[start] if segment.inner else before[start]) if apart else start
+        (own if queries == length else last).append((before[start], queries, key, length))
+        if segment.inner and length:
+            first = before[start + length]
+            if len(open_until) == len(cross):
+                cross.append([])
+            cross[len(open_until)].append((first, before[segment.stop] - first, key, length))
+            open_until.append(segment.stop)
+    calls = partial(varlen.plan, ragged=ragged, device=device)
+    crossing = [call for spans in cross for call in calls(spans, causal=False)]
+    return _Plan(count, (*calls(own, causal=True), *calls(last, causal=False)), tuple(crossing))
+
+
+def _forward(q_CHD: Tensor, k: Tensor, v: Tensor, inner_k: Tensor, inner_v: Tensor, plan: _Plan, scale: float) -> Known:
+    out, lse = q_CHD.new_empty(q_CHD.shape), q_CHD.new_empty(q_CHD.shape[:2], dtype=_wide(q_CHD))
+    for call in plan.own:
+        seen, seen_lse = varlen.forward(q_CHD, k, v, call, scale)
+        call.query.places.put(out, seen)
+        call.query.places.put(lse, seen_lse)
+    for call in plan.cross:
+        seen, seen_lse = varlen.forward(q_CHD, inner_k, inner_v, call, scale)
+        at = call.query.places
+        before, before_lse = at.of(out).to(lse.dtype), at.of(lse)
+        share = (seen_lse - before_lse).sigmoid()[..., None]
+        at.put(out, before.lerp(seen.to(lse.dtype), share))
+        at.put(lse, torch.logaddexp(before_lse, seen_lse))
+    return out, lse
 
 
 class _Joined(torch.autograd.Function):
-    """Both kernels and their join; prefix_k None = the prefix's keys are in the row itself."""
+    """The calls and their joins; prefix_k None = the inner segments' keys are in the row itself."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        q_THD: Tensor,
+        q_CHD: Tensor,
         k_TKD: Tensor,
         v_TKD: Tensor,
         prefix_k: Tensor | None,
         prefix_v: Tensor | None,
-        plan: _Plan,
-        scale: float,
+        given: _Given,
     ) -> Tensor:
-        out, lse = varlen.forward(q_THD, k_TKD, v_TKD, plan.own, scale)
-        if plan.cross is not None:
-            keys, values = (k_TKD, v_TKD) if prefix_k is None or prefix_v is None else (prefix_k, prefix_v)
-            seen, seen_lse = varlen.forward(q_THD, keys, values, plan.cross, scale)
-            at = plan.cross.query
-            own_lse = lse[at]
-            joined = torch.logaddexp(own_lse, seen_lse)
-            share, seen_share = (own_lse - joined).exp()[..., None], (seen_lse - joined).exp()[..., None]
-            out[at] = (out[at] * share + seen * seen_share).to(out.dtype)
-            lse[at] = joined
-        ctx.save_for_backward(q_THD, k_TKD, v_TKD, prefix_k, prefix_v, out, lse)
-        ctx.plan, ctx.scale = plan, scale
-        return out
+        inner = (k_TKD, v_TKD) if prefix_k is None or prefix_v is None else (prefix_k, prefix_v)
+        out, lse = given.known or _forward(q_CHD, k_TKD, v_TKD, *inner, given.plan, given.scale)
+        ctx.save_for_backward(q_CHD, k_TKD, v_TKD, prefix_k, prefix_v, out, lse)
+        ctx.given = given
+        return out.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, prefix_k, prefix_v, out, lse = ctx.saved_tensors
-        (grad,) = grads
-        plan, scale = ctx.plan, ctx.scale
+        given, grad = ctx.given, _dense(grads[0])
         # sums of many answers' shares: in the width of the log-sum-exp (float32 for bfloat16)
-        dq, dk, dv = (x.to(lse.dtype) for x in varlen.backward(grad, q, k, v, out, lse, plan.own, scale))
-        prefix_dk = prefix_dv = None
+        dq, dk, dv = (x.new_empty(x.shape, dtype=lse.dtype) for x in (q, k, v))
+        for call in given.plan.own:
+            shares = varlen.backward(grad, q, k, v, out, lse, call, given.scale)
+            for at, total, share in zip((call.query, call.key, call.key), (dq, dk, dv), shares, strict=True):
+                at.places.put(total, share)
+        keys, values, gk, gv = k, v, dk, dv
         if prefix_k is not None:
-            prefix_dk, prefix_dv = (torch.zeros_like(x) for x in (prefix_k, prefix_v))
-        if plan.cross is not None:
-            keys, values = (k, v) if prefix_k is None else (prefix_k, prefix_v)
-            seen_dq, seen_dk, seen_dv = varlen.backward(grad, q, keys, values, out, lse, plan.cross, scale)
-            dq[plan.cross.query] += seen_dq
-            if prefix_dk is None or prefix_dv is None:
-                dk[plan.cross.key] += seen_dk
-                dv[plan.cross.key] += seen_dv
-            else:
-                prefix_dk[plan.cross.key] = seen_dk
-                prefix_dv[plan.cross.key] = seen_dv
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), prefix_dk, prefix_dv, None, None
+            keys, values = prefix_k, prefix_v
+            gk, gv = given.into or (torch.zeros_like(x, dtype=lse.dtype) for x in (keys, values))
+        for call in given.plan.cross:
+            shares = varlen.backward(grad, q, keys, values, out, lse, call, given.scale)
+            for at, total, share in zip((call.query, call.key, call.key), (dq, gk, gv), shares, strict=True):
+                at.places.add(total, share)
+        inner = (None, None) if prefix_k is None or given.into else (gk.to(keys.dtype), gv.to(keys.dtype))
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *inner, None
+
+
+def _ragged(q: Tensor) -> bool:
+    return varlen.takes_ragged(q.device, q.dtype)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What log-sum-exp and sums are kept in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Kernels want the numbers of a head behind one another."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _tokens(x: Tensor) -> Tensor:
     """[1, heads, T, D] to [T, heads, D]."""
-    return x[0].transpose(0, 1)
+    return _dense(x[0].transpose(0, 1))
 
 
 def _headed(x: Tensor) -> Tensor:
     """[T, heads, D] to [1, heads, T, D]."""
     return x.transpose(0, 1)[None]
-
-
-def decode_attention(
-    q: Float[Tensor, "NG H 1 D"],
-    prefix_k: Float[Tensor, "N K P D"],
-    prefix_v: Float[Tensor, "N K P D"],
-    prefix_length_N: Int[Tensor, " N"],
-    own_k: Float[Tensor, "NG K t D"],
-    own_v: Float[Tensor, "NG K t D"],
-    *,
-    scale: float,
-) -> Float[Tensor, "NG H 1 D"]:
-    """One new token of every answer, on its question's prefix (padded at the end to P) and its own t tokens, itself
-    included.
-
-    Answers of one question are neighbours; none copies its prefix. Half precision: scores and softmax are in float32
-    (the keys are widened for it), the shares rounded again to meet the values, as in flash kernels. No gradient is
-    needed.
-    """
-    questions, kv_heads, longest, width = prefix_k.shape
-    rows, heads = q.shape[:2]
-    answers = rows // questions
-    if answers * questions != rows or own_k.shape[0] != rows:
-        raise ValueError(f"{rows} queries and {own_k.shape[0]} answers do not share {questions} questions evenly")
-    # [N, K, G * heads of one key head, …] against the prefix; [N * G, K, heads of one key head, …] against own tokens
-    exact = torch.promote_types(q.dtype, torch.float32)
-    own_q = q.to(exact).reshape(rows, kv_heads, heads // kv_heads, width) * scale
-    prefix_q = _by_question(own_q, questions)
-    prefix_score = prefix_q @ prefix_k.to(exact).mT
-    beyond = torch.arange(longest, device=q.device) >= prefix_length_N[:, None]
-    prefix_score = prefix_score.masked_fill(beyond[:, None, None], -torch.inf)
-    own_score = _by_question(own_q @ own_k.to(exact).mT, questions)
-    share = torch.cat([prefix_score, own_score], -1).softmax(-1).to(q.dtype)
-    out = _by_answer(share[..., :longest] @ prefix_v, answers) + _by_answer(share[..., longest:], answers) @ own_v
-    return out.reshape(rows, heads, 1, width)
-
-
-def _by_question(x: Tensor, questions: int) -> Tensor:
-    """[N * G, K, h, n] to [N, K, G * h, n]."""
-    return x.unflatten(0, (questions, -1)).transpose(1, 2).flatten(2, 3)
-
-
-def _by_answer(x: Tensor, answers: int) -> Tensor:
-    """[N, K, G * h, n] to [N * G, K, h, n]."""
-    return x.unflatten(2, (answers, -1)).transpose(1, 2).flatten(0, 1)

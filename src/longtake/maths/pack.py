@@ -1,18 +1,24 @@
-"""Prompts and their answers into one packed shared-prefix row.
+"""Prompts and their answers into one packed shared-prefix row, and the row apart again.
 
-A group is [prefix | answer_1 | … | answer_G]. The first token of every answer is predicted at the prefix's last
-place, token i + 1 at the place of token i; an answer's last token is predicted but never fed, so a segment holds one
-token less than its answer. Positions of every answer go on at the prefix's largest position + 1, the same in all
-three M-RoPE rows.
+A group is [prefix | answer_1 | … | answer_G]; neighbours that ask about the same features share what their prompts
+begin with: [film | question_1 | its answers | question_2 | …]. The first token of every answer is predicted at the
+prefix's last place, token i + 1 at the place of token i; an answer's last token is predicted but never fed, so a
+segment holds one token less than its answer. Positions of every answer go on at the prefix's largest position + 1, the
+same in all three M-RoPE rows.
+
+P prompt tokens, C tokens that the prompts on one film share, R answer tokens, A fed answer tokens, S inner segments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
+from torch import Tensor
 
-from longtake.records import Layout, PrefixRow, Prompt
+from longtake.records import AnswerRow, Layout, Node, PrefixRow, Prompt
 
 Nested = Sequence[Sequence[Sequence[float]]]  # [N][G][R], ragged
 
@@ -23,63 +29,199 @@ def pack(
     weights: Nested,
     old_logprobs: Nested | None = None,
     *,
+    lead: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> PrefixRow:
     """One row of N groups: `answers` are token ids, `weights` and `old_logprobs` one number for each of them
     ([N][G][R]).
 
-    Without `old_logprobs` they are zeros. `dtype` is that of the two float columns. Tensors are on the CPU.
+    The last `lead` tokens of every prompt begin each of its answers instead of ending the prefix (the assistant header
+    under an activated LoRA). Without `old_logprobs` they are zeros. `dtype` is that of the two float columns. Tensors
+    are on the CPU.
     """
-    ids: list[int] = []
-    positions: list[torch.Tensor] = []
-    visual: list[torch.Tensor] = []
-    predict: list[int] = []
-    target: list[int] = []
-    owner: list[int] = []
-    groups: list[tuple[int, tuple[int, ...]]] = []
-    index = 0
-    for prompt, group in zip(prompts, answers, strict=True):
-        if not prompt.ids:
-            raise ValueError(f"prompt {prompt.id} is empty: nothing could predict its answers' first token")
-        last = len(ids) + len(prompt.ids) - 1
-        ids += prompt.ids
-        positions.append(prompt.position_3P)
-        visual.append(_filled(len(prompt.ids), prompt.visual))
-        next_position = int(prompt.position_3P.max()) + 1
-        for answer in group:
-            fed = answer[:-1]
-            predict += [last] * bool(answer) + list(range(len(ids), len(ids) + len(fed)))
-            target += answer
-            owner += [index] * len(answer)
-            ids += fed
-            positions.append((next_position + torch.arange(len(fed))).expand(3, -1))
-            visual.append(torch.zeros(len(fed), dtype=torch.bool))
-            index += 1
-        groups.append((len(prompt.ids), tuple(max(len(answer) - 1, 0) for answer in group)))
+    row = _Row(lead)
+    groups: list[Node] = []
+    handles: list[str | None] = []
+    for run in _runs(list(zip(prompts, answers, strict=True)), lead):
+        first = run[0][0]
+        shared = _shared([prompt for prompt, _ in run], lead) if len(run) > 1 else 0
+        row.prefix(first, 0, shared)
+        nodes = tuple(row.group(prompt, shared, own) for prompt, own in run)
+        groups += [(shared, nodes)] if shared else nodes
+        handles.append(first.features)
     return PrefixRow(
         layout=Layout(tuple(groups)),
-        ids_T=torch.tensor(ids, dtype=torch.int64),
-        position_3T=torch.cat(positions, 1),
-        visual_T=torch.cat(visual),
-        features=tuple(prompt.features for prompt in prompts),
-        predict_R=torch.tensor(predict, dtype=torch.int64),
-        target_R=torch.tensor(target, dtype=torch.int64),
+        ids_T=torch.tensor(row.ids, dtype=torch.int64),
+        position_3T=torch.cat(row.positions, 1),
+        visual_T=torch.cat(row.visual),
+        features=tuple(handles),
+        predict_R=torch.tensor(row.predict, dtype=torch.int64),
+        target_R=torch.tensor(row.target, dtype=torch.int64),
         weight_R=_column(weights, answers, "weights", dtype),
-        old_logprob_R=torch.zeros(len(target), dtype=dtype)
+        old_logprob_R=torch.zeros(len(row.target), dtype=dtype)
         if old_logprobs is None
         else _column(old_logprobs, answers, "old_logprobs", dtype),
-        answer_R=torch.tensor(owner, dtype=torch.int64),
+        answer_R=torch.tensor(row.owner, dtype=torch.int64),
     )
 
 
-def _filled(length: int, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
-    visual = torch.zeros(length, dtype=torch.bool)
-    for start, stop in spans:
-        visual[start:stop] = True
-    return visual
+@dataclass(slots=True)
+class _Row:
+    """A row that grows."""
+
+    lead: int
+    ids: list[int] = field(default_factory=list)
+    positions: list[Tensor] = field(default_factory=list)
+    visual: list[Tensor] = field(default_factory=list)
+    predict: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    owner: list[int] = field(default_factory=list)
+    answers: int = 0
+
+    def prefix(self, prompt: Prompt, start: int, stop: int) -> None:
+        """The prompt's tokens from `start` to `stop`."""
+        seen_P = torch.zeros(len(prompt.ids), dtype=torch.bool)
+        for first, last in prompt.visual:
+            seen_P[first:last] = True
+        self.ids += prompt.ids[start:stop]
+        self.positions.append(prompt.position_3P[:, start:stop])
+        self.visual.append(seen_P[start:stop])
+
+    def group(self, prompt: Prompt, start: int, answers: Sequence[Sequence[int]]) -> Node:
+        """What a prompt adds to a prefix that holds its first `start` tokens, and its answers."""
+        stop = len(prompt.ids) - self.lead
+        if stop <= start:
+            raise ValueError(f"prompt {prompt.id} of {len(prompt.ids)} tokens has nothing to predict its answers from")
+        self.prefix(prompt, start, stop)
+        last = len(self.ids) - 1
+        return stop - start, tuple(self.answer(prompt, last, answer) for answer in answers)
+
+    def answer(self, prompt: Prompt, last: int, answer: Sequence[int]) -> int:
+        """One answer on the prefix that ends at place `last`; returns its length."""
+        lead = self.lead if answer else 0
+        head = len(prompt.ids) - lead
+        fed = [*prompt.ids[head:], *answer[:-1]]
+        first = last if lead == 0 else len(self.ids) + lead - 1
+        self.predict += [first] * bool(answer) + list(range(len(self.ids) + lead, len(self.ids) + len(fed)))
+        self.target += answer
+        self.owner += [self.answers] * len(answer)
+        self.ids += fed
+        next_position = int(prompt.position_3P.max()) + 1
+        on = (next_position + torch.arange(len(fed) - lead)).expand(3, -1)
+        self.positions.append(torch.cat([prompt.position_3P[:, head:], on], 1))
+        self.visual.append(torch.zeros(len(fed), dtype=torch.bool))
+        self.answers += 1
+        return len(fed)
 
 
-def _column(numbers: Nested, answers: Sequence[Sequence[Sequence[int]]], name: str, dtype: torch.dtype) -> torch.Tensor:
+Group = tuple[Prompt, Sequence[Sequence[int]]]
+
+
+def _runs(groups: Sequence[Group], lead: int) -> Iterator[list[Group]]:
+    """Neighbours on the same features together, where their prompts begin alike beyond all they see."""
+    for handle, same in groupby(groups, lambda group: group[0].features):
+        run = list(same)
+        if handle is not None and _shared([prompt for prompt, _ in run], lead):
+            yield run
+        else:
+            yield from ([group] for group in run)
+
+
+def _shared(prompts: Sequence[Prompt], lead: int) -> int:
+    """C, the tokens that all prompts begin with; 0 unless these hold everything visual. Each keeps one of its own."""
+    most = min(len(prompt.ids) for prompt in prompts) - lead - 1
+    first = prompts[0].ids[: max(most, 0)]
+    for prompt in prompts[1:]:
+        same = prompt.ids[: len(first)]
+        if first != same:
+            first = first[: next(i for i, (a, b) in enumerate(zip(first, same, strict=True)) if a != b)]
+    ends = {prompt.visual[-1][1] if prompt.visual else 0 for prompt in prompts}
+    return len(first) if len(ends) == 1 and ends.pop() <= len(first) else 0
+
+
+def stem(row: PrefixRow) -> PrefixRow:
+    """The row's prefixes alone, as `pack` makes them of prompts without answers."""
+    place_U = _places(row.layout, inner=True)
+    none = row.predict_R[:0]
+    return replace(
+        row,
+        layout=row.layout.stem,
+        ids_T=row.ids_T[place_U],
+        position_3T=row.position_3T[:, place_U],
+        visual_T=row.visual_T[place_U],
+        predict_R=none,
+        target_R=none,
+        weight_R=row.weight_R[:0],
+        old_logprob_R=row.old_logprob_R[:0],
+        answer_R=none,
+    )
+
+
+def answer_rows(row: PrefixRow, most: int) -> Iterator[AnswerRow]:
+    """The row's answers in runs of at most `most` fed tokens, in order; a longer answer stands alone."""
+    lengths = [segment.length for segment in row.layout.segments if not segment.inner]
+    place_A = _places(row.layout, inner=False)
+    source_T = _sources(row.layout)
+    ends = sum(segment.inner for segment in row.layout.segments)
+    first = at = 0
+    while first < len(lengths):
+        stop, tokens = first + 1, lengths[first]
+        while stop < len(lengths) and tokens + lengths[stop] <= most:
+            tokens += lengths[stop]
+            stop += 1
+        mine_R = (row.answer_R >= first) & (row.answer_R < stop)
+        source_R = source_T[row.predict_R[mine_R]]
+        here_A = place_A[at : at + tokens]
+        yield AnswerRow(
+            layout=_only(row.layout, first, stop),
+            ids_A=row.ids_T[here_A],
+            position_3A=row.position_3T[:, here_A],
+            source_R=torch.where(source_R < ends, source_R, source_R - at),
+            target_R=row.target_R[mine_R],
+            weight_R=row.weight_R[mine_R],
+            old_logprob_R=row.old_logprob_R[mine_R],
+            answer_R=row.answer_R[mine_R],
+        )
+        first, at = stop, at + tokens
+
+
+def _places(layout: Layout, *, inner: bool) -> Tensor:
+    """Places in the row of all inner segments, or of all answers, in order."""
+    found = [torch.arange(s.start, s.start + s.length) for s in layout.segments if s.inner == inner]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
+
+
+def _sources(layout: Layout) -> Tensor:
+    """[T] where the hidden state of a place is found (AnswerRow.source_R); -1 inside a prefix."""
+    source_T = torch.full((layout.total,), -1)
+    segments = layout.segments
+    for number, segment in enumerate(s for s in segments if s.inner):
+        source_T[segment.start + segment.length - 1] = number
+    place_A = _places(layout, inner=False)
+    source_T[place_A] = sum(s.inner for s in segments) + torch.arange(len(place_A))
+    return source_T
+
+
+def _only(layout: Layout, first: int, stop: int) -> Layout:
+    """The layout with the answers `first` to `stop` alone."""
+    count = 0
+
+    def cut(node: Node) -> Node:
+        nonlocal count
+        children: list[int | Node] = []
+        for child in node[1]:
+            if not isinstance(child, int):
+                children.append(cut(child))
+                continue
+            if first <= count < stop:
+                children.append(child)
+            count += 1
+        return node[0], tuple(children)
+
+    return Layout(tuple(cut(node) for node in layout.groups))
+
+
+def _column(numbers: Nested, answers: Sequence[Sequence[Sequence[int]]], name: str, dtype: torch.dtype) -> Tensor:
     flat: list[float] = []
     for group, own in zip(answers, numbers, strict=True):
         for answer, own_numbers in zip(group, own, strict=True):

@@ -3,10 +3,11 @@
 A span is a run of query tokens that reads a run of key tokens, either causally (the runs are equally long) or all of
 it. T query tokens, U key tokens, H heads, K key/value heads, D head width; b spans of m queries, n keys share a call.
 
-Spans of similar length are one batched call; queries are padded at their end, causal keys too. That is exact: no real
-query reads a padded key, and a padded query has LSE = +inf, hence P = exp(S - LSE) = 0. The call is
+Long spans are calls of their own, on views: nothing is copied. Short spans of similar length are one batched call;
+queries are padded at their end, causal keys too. That is exact: no real query reads a padded key, and a padded query
+has LSE = +inf, hence P = exp(S - LSE) = 0. The call is
   on the CPU, any dtype: aten's flash op for the CPU;
-  on CUDA in float16 or bfloat16, the dtypes of its flash kernels: instead one call of aten's varlen flash op for all;
+  on CUDA in float16 or bfloat16, the dtypes of its flash kernels: aten's varlen flash op, which needs no padding;
   elsewhere (CUDA in float32 or float64, MPS in any dtype): the plain matrix products of `kernels`.
 Nothing has run on CUDA or MPS yet: no GPU was at hand. The plain products were checked against aten's op on the CPU.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,62 +29,130 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 Span = tuple[int, int, int, int]  # query start, query length, key start, key length
+LONG = 256  # keys of a span that gets a call of its own: there a call costs less than gathering would
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Spans of one batched kernel call, as places (int64) to gather."""
+class Places:
+    """Some places of a row: a run, or any in ascending order. Example: Places(3, 2) are 3 and 4."""
 
+    start: int
+    count: int
+    index: Tensor | None = None  # [count] int64
+
+    def of(self, x: Tensor) -> Tensor:
+        """[count, ...], a view where it can be."""
+        return x.narrow(0, self.start, self.count) if self.index is None else x.index_select(0, self.index)
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """Writes values [count, ...] there."""
+        if self.index is None:
+            x.narrow(0, self.start, self.count).copy_(values)
+        else:
+            x.index_copy_(0, self.index, values.to(x.dtype))
+
+    def add(self, x: Tensor, values: Tensor) -> None:
+        """Adds values [count, ...] there."""
+        if self.index is None:
+            x.narrow(0, self.start, self.count).add_(values)
+        else:
+            x.index_add_(0, self.index, values.to(x.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The queries or the keys of one call: where they lie, and how they are stacked as equally long spans."""
+
+    places: Places
     spans: int  # b
-    query: Tensor  # [b * m] places in T; padding reads place 0
-    padded: Tensor  # [b * m] the same with padding at place T, one past the end
-    key: Tensor  # [b * n] places in U; padding (causal only) reads place 0
+    stacked: Places  # [b * m]; padding reads place 0
+    real: Tensor | None  # which of them are no padding; None = all
+    padding: Tensor | None  # which are; None = none
+    ends: Tensor  # [b + 1] int32, cumulative lengths
+    longest: int  # m
+
+    def fold(self, x: Tensor) -> Tensor:
+        """[T, heads, ...] to [b, heads, m, ...]."""
+        return self.stacked.of(x).unflatten(0, (self.spans, self.longest)).transpose(1, 2)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """[b, heads, m, ...] to [count, heads, ...], as `places` has them."""
+        flat = x.transpose(1, 2).flatten(0, 1)
+        return flat if self.real is None else flat.index_select(0, self.real)
+
+    def fold_lse(self, lse_TH: Tensor) -> Tensor:
+        """[T, H] to [b, H, m], +inf for padding."""
+        stacked = self.stacked.of(lse_TH)
+        if self.padding is not None:
+            stacked = stacked.index_fill(0, self.padding, torch.inf)
+        return stacked.unflatten(0, (self.spans, self.longest)).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Spans:
-    """All spans of one kind on one device. Results come for the places that have a span, in their order."""
+class Call:
+    """Spans that go through a kernel together."""
 
     causal: bool
-    query: Tensor  # [Tc] places in T that have a span
-    key: Tensor  # [Uc] places in U that have one
-    blocks: tuple[Block, ...]
-    query_at: Tensor  # [Tc] where each lies in the blocks' queries behind one another
-    key_at: Tensor  # [Uc]
-    query_ends: Tensor  # [spans + 1] int32, cumulative lengths
-    key_ends: Tensor  # [spans + 1]
-    longest_query: int
-    longest_key: int
+    query: Side
+    key: Side
 
 
-def plan(spans: list[Span], *, causal: bool, queries: int, keys: int, device: torch.device) -> Spans:
-    """Sorts spans into kernel calls; `queries` is T, `keys` is U. Spans in row order, not overlapping, no length 0."""
-    calls: dict[int, list[Span]] = defaultdict(list)
-    for span in spans:
-        calls[_similar(span[1]) if causal else span[3]].append(span)
-    blocks, query_places, key_places = [], [], []
-    for members in calls.values():
-        longest = max(length for _, length, _, _ in members)
-        query = _places([span[:2] for span in members], longest, padding=queries)
-        key = _places([span[2:] for span in members], longest if causal else members[0][3], padding=keys)
-        query_places.append(query)
-        key_places.append(key)
-        readable = torch.where(query < queries, query, 0).to(device)
-        blocks.append(Block(len(members), readable, query.to(device), torch.where(key < keys, key, 0).to(device)))
-    query, query_at = _inverse(query_places, queries)
-    key, key_at = _inverse(key_places, keys)
-    return Spans(
-        causal,
-        query.to(device),
-        key.to(device),
-        tuple(blocks),
-        query_at.to(device),
-        key_at.to(device),
-        _ends([span[1] for span in spans], device),
-        _ends([span[3] for span in spans], device),
-        max((span[1] for span in spans), default=0),
-        max((span[3] for span in spans), default=0),
-    )
+def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether aten has a flash kernel for it. Otherwise `kernels` computes."""
+    return device.type == "cpu" or (device.type == "cuda" and dtype in (torch.float16, torch.bfloat16))
+
+
+def takes_ragged(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether that kernel takes spans of any lengths in one call."""
+    return device.type == "cuda" and has_flash(device, dtype)
+
+
+def plan(spans: list[Span], *, causal: bool, ragged: bool, device: torch.device) -> tuple[Call, ...]:
+    """Sorts spans into calls; `ragged` = the kernel takes any lengths at once. In row order, not overlapping."""
+    calls: dict[tuple[bool, int], list[Span]] = defaultdict(list)
+    spans = [span for span in spans if span[1] and span[3]]
+    sides = [(span[0], span[1]) for span in spans], [(span[2], span[3]) for span in spans]
+    whole = ragged and all(places(runs, device).index is None for runs in sides)
+    for place, span in enumerate(spans):
+        if span[3] >= LONG and not whole:
+            calls[True, place].append(span)
+        else:
+            calls[False, 0 if ragged else _similar(span[1]) if causal else span[3]].append(span)
+    return tuple(_call(members, causal, ragged, device) for members in calls.values())
+
+
+def _call(spans: list[Span], causal: bool, ragged: bool, device: torch.device) -> Call:
+    queries = _side([span[:2] for span in spans], not ragged, device)
+    keys = queries if causal and _same(spans) else _side([span[2:] for span in spans], not ragged, device)
+    return Call(causal, queries, keys)
+
+
+def _same(spans: list[Span]) -> bool:
+    """Whether keys lie where queries do."""
+    return all(span[:2] == span[2:] for span in spans)
+
+
+def places(runs: list[tuple[int, int]], device: torch.device) -> Places:
+    """The places of runs (start, length), which are in order."""
+    total = sum(length for _, length in runs)
+    if all(start + length == after for (start, length), (after, _) in pairwise(runs)):
+        return Places(runs[0][0] if runs else 0, total)
+    return Places(0, total, torch.cat([torch.arange(start, start + length) for start, length in runs]).to(device))
+
+
+def _side(runs: list[tuple[int, int]], pad: bool, device: torch.device) -> Side:
+    lengths = [length for _, length in runs]
+    longest, where = max(lengths), places(runs, device)
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    if not pad or min(lengths) == longest:
+        return Side(where, len(runs), where, None, None, ends, longest)
+    stacked, is_real = torch.zeros(len(runs), longest, dtype=torch.int64), torch.zeros(len(runs), longest).bool()
+    for line, mark, (start, length) in zip(stacked, is_real, runs, strict=True):
+        line[:length] = torch.arange(start, start + length)
+        mark[:length] = True
+    real, padding = (mask.flatten().nonzero()[:, 0].to(device) for mask in (is_real, ~is_real))
+    padded = Places(0, stacked.numel(), stacked.flatten().to(device))
+    return Side(where, len(runs), padded, real, padding, ends, longest)
 
 
 def _similar(length: int) -> int:
@@ -92,52 +161,22 @@ def _similar(length: int) -> int:
     return -(-length // step) * step
 
 
-def _places(runs: list[tuple[int, int]], width: int, *, padding: int) -> Tensor:
-    """[runs * width] the places of each run, filled up to `width` with `padding`."""
-    places = torch.full((len(runs), width), padding)
-    for line, (start, length) in zip(places, runs, strict=True):
-        line[:length] = torch.arange(start, start + length)
-    return places.flatten()
-
-
-def _inverse(places: list[Tensor], total: int) -> tuple[Tensor, Tensor]:
-    """Which of `total` places occur, in order, and where each occurs."""
-    flat = torch.cat([torch.empty(0, dtype=torch.int64), *places])
-    order = flat.argsort(stable=True)[: int((flat < total).sum())]
-    return flat[order], order
-
-
-def _ends(lengths: list[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-
-
-def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether aten has a flash kernel for it. Otherwise `kernels` computes."""
-    return device.type == "cpu" or (device.type == "cuda" and dtype in (torch.float16, torch.bfloat16))
-
-
 def forward(
     q_THD: Float[Tensor, "T H D"],
     k_UKD: Float[Tensor, "U K D"],
     v_UKD: Float[Tensor, "U K D"],
-    spans: Spans,
+    call: Call,
     scale: float,
 ) -> tuple[Float[Tensor, "Tc H D"], Float[Tensor, "Tc H"]]:
-    """Output and natural log-sum-exp of scaled scores (float32; float64 for float64) for the places `spans.query`."""
-    flash = has_flash(q_THD.device, q_THD.dtype)
-    if flash and q_THD.is_cuda:
-        return _cuda_forward(q_THD, k_UKD, v_UKD, spans, scale)
-    width = torch.promote_types(q_THD.dtype, torch.float32)
-    outs, lses = [q_THD.new_empty(0, *q_THD.shape[1:])], [q_THD.new_empty(0, q_THD.shape[1], dtype=width)]
-    for block in spans.blocks:
-        q, k, v = _fold(q_THD, block.query, block), _fold(k_UKD, block.key, block), _fold(v_UKD, block.key, block)
-        if flash:
-            out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, spans.causal, scale=scale)
-        else:
-            out, lse = kernels.forward(q, k, v, causal=spans.causal, scale=scale)
-        outs.append(_unfold(out))
-        lses.append(_unfold(lse))
-    return torch.cat(outs).index_select(0, spans.query_at), torch.cat(lses).index_select(0, spans.query_at)
+    """Output and natural log-sum-exp of scaled scores (float32; float64 for float64) for `call.query.places`."""
+    if takes_ragged(q_THD.device, q_THD.dtype):
+        return _cuda_forward(q_THD, k_UKD, v_UKD, call, scale)
+    q, k, v = call.query.fold(q_THD), call.key.fold(k_UKD), call.key.fold(v_UKD)
+    if has_flash(q_THD.device, q_THD.dtype):
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, call.causal, scale=scale)
+    else:
+        out, lse = kernels.forward(q, k, v, causal=call.causal, scale=scale)
+    return call.query.unfold(out), call.query.unfold(lse)
 
 
 def backward(
@@ -147,68 +186,45 @@ def backward(
     v_UKD: Float[Tensor, "U K D"],
     out_THD: Float[Tensor, "T H D"],
     lse_TH: Float[Tensor, "T H"],
-    spans: Spans,
+    call: Call,
     scale: float,
 ) -> tuple[Float[Tensor, "Tc H D"], Float[Tensor, "Uc K D"], Float[Tensor, "Uc K D"]]:
-    """Gradients through these spans' keys alone, where `out` and `lse` are those of *all* keys that a query reads.
+    """Gradients through this call's keys alone, where `out` and `lse` are those of *all* keys that a query reads; for
+    `call.query.places` and `call.key.places`.
 
     A flash backward uses P = exp(S - LSE) and rowsum(dO ∘ O): given the joined pair, it yields each key block's exact
     share.
     """
-    flash = has_flash(q_THD.device, q_THD.dtype)
-    if flash and q_THD.is_cuda:
-        return _cuda_backward(grad_THD, q_THD, k_UKD, v_UKD, out_THD, lse_TH, spans, scale)
-    lse_padded = torch.cat([lse_TH, lse_TH.new_full((1, lse_TH.shape[1]), torch.inf)])
-    dqs, dks, dvs = (
-        [q_THD.new_empty(0, *q_THD.shape[1:])],
-        [k_UKD.new_empty(0, *k_UKD.shape[1:])],
-        [v_UKD.new_empty(0, *v_UKD.shape[1:])],
+    if takes_ragged(q_THD.device, q_THD.dtype):
+        return _cuda_backward(grad_THD, q_THD, k_UKD, v_UKD, out_THD, lse_TH, call, scale)
+    query, key = call.query, call.key
+    given = (
+        query.fold(grad_THD),
+        query.fold(q_THD),
+        key.fold(k_UKD),
+        key.fold(v_UKD),
+        query.fold(out_THD),
+        query.fold_lse(lse_TH),
     )
-    for block in spans.blocks:
-        given = (
-            _fold(grad_THD, block.query, block),
-            _fold(q_THD, block.query, block),
-            _fold(k_UKD, block.key, block),
-            _fold(v_UKD, block.key, block),
-            _fold(out_THD, block.query, block),
-            _fold(lse_padded, block.padded, block),
-        )
-        if flash:
-            dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *given, 0.0, spans.causal, scale=scale
-            )
-        else:
-            dq, dk, dv = kernels.backward(*given, causal=spans.causal, scale=scale)
-        for gathered, gradient in ((dqs, dq), (dks, dk), (dvs, dv)):
-            gathered.append(_unfold(gradient))
-    return (
-        torch.cat(dqs).index_select(0, spans.query_at),
-        torch.cat(dks).index_select(0, spans.key_at),
-        torch.cat(dvs).index_select(0, spans.key_at),
-    )
+    if has_flash(q_THD.device, q_THD.dtype):
+        dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(*given, 0.0, call.causal, scale=scale)
+    else:
+        dq, dk, dv = kernels.backward(*given, causal=call.causal, scale=scale)
+    return query.unfold(dq), key.unfold(dk), key.unfold(dv)
 
 
-def _fold(x: Tensor, places: Tensor, block: Block) -> Tensor:
-    """[T, heads, ...] gathered to [b, heads, m, ...]."""
-    return x.index_select(0, places).unflatten(0, (block.spans, -1)).transpose(1, 2)
-
-
-def _unfold(x: Tensor) -> Tensor:
-    """[b, heads, m, ...] to [b * m, heads, ...]."""
-    return x.transpose(1, 2).flatten(0, 1)
-
-
-def _cuda_forward(q_THD: Tensor, k_UKD: Tensor, v_UKD: Tensor, spans: Spans, scale: float) -> tuple[Tensor, Tensor]:
+def _cuda_forward(q_THD: Tensor, k_UKD: Tensor, v_UKD: Tensor, call: Call, scale: float) -> tuple[Tensor, Tensor]:
+    query, key = call.query, call.key
     out, lse_HT, *_ = aten._flash_attention_forward(
-        q_THD[spans.query],
-        k_UKD[spans.key],
-        v_UKD[spans.key],
-        spans.query_ends,
-        spans.key_ends,
-        spans.longest_query,
-        spans.longest_key,
+        query.places.of(q_THD),
+        key.places.of(k_UKD),
+        key.places.of(v_UKD),
+        query.ends,
+        key.ends,
+        query.longest,
+        key.longest,
         0.0,
-        spans.causal,
+        call.causal,
         False,
         scale=scale,
     )
@@ -222,23 +238,24 @@ def _cuda_backward(
     v_UKD: Tensor,
     out_THD: Tensor,
     lse_TH: Tensor,
-    spans: Spans,
+    call: Call,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    query, key = call.query, call.key
     no_dropout = torch.zeros(2, dtype=torch.uint64, device=q_THD.device)
     dq, dk, dv = aten._flash_attention_backward(
-        grad_THD[spans.query],
-        q_THD[spans.query],
-        k_UKD[spans.key],
-        v_UKD[spans.key],
-        out_THD[spans.query],
-        lse_TH[spans.query].T.contiguous(),
-        spans.query_ends,
-        spans.key_ends,
-        spans.longest_query,
-        spans.longest_key,
+        query.places.of(grad_THD),
+        query.places.of(q_THD),
+        key.places.of(k_UKD),
+        key.places.of(v_UKD),
+        query.places.of(out_THD),
+        query.places.of(lse_TH).T.contiguous(),
+        query.ends,
+        key.ends,
+        query.longest,
+        key.longest,
         0.0,
-        spans.causal,
+        call.causal,
         no_dropout,
         no_dropout,
         scale=scale,

@@ -14,18 +14,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
+from longtake.errors import UserError
 from longtake.maths.attention import Context, refuse_unshareable
 
 TEXT = "longtake"
 VISION = "longtake_flash_blocks"  # "flash" in the name: transformers hands over cu_seqlens, not a loop over frames
+UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some families' attention adds to the scores
 
 
 def register() -> None:
     """Makes both functions known to transformers; again is harmless."""
     AttentionInterface.register(TEXT, attend_text)
     AttentionInterface.register(VISION, attend_blocks)
+
+
+def check_shareable(config: PreTrainedConfig) -> None:
+    """Raises UserError for a network (or decoder) whose answers cannot share a prefix, by its config."""
+    said: dict[str, Any] = config.get_text_config().to_dict()
+    kinds = said.get("layer_types") or []
+    other = sorted({kind for kind in kinds if kind not in ("full_attention", "attention")})
+    if other:
+        count = sum(kind in other for kind in kinds)
+        why = f"{count} of its {len(kinds)} layers are {', '.join(other)}: every answer would need its own copy of them"
+        raise UserError("this network's answers cannot share a prefix", why=why, fix="use one whose layers all attend")
+    window = said.get("sliding_window")
+    if not kinds and window is not None and said.get("use_sliding_window", True):
+        why = f"sliding_window is {window} in config.json: later answers would not read the whole prefix"
+        raise UserError("this network's answers cannot share a prefix", why=why, fix="set sliding_window to null")
+    for name, value in said.items():
+        if ("dropout" in name or name.endswith("_pdrop")) and not name.startswith("classifier") and value:
+            why = f"{name} is {value} in config.json: answers that share a prefix would share its mask"
+            raise UserError("this network's answers cannot share a prefix", why=why, fix=f"set {name} to 0")
 
 
 def attend_text(
@@ -44,6 +65,11 @@ def attend_text(
     if attention_mask is not None:
         raise ValueError("a packed row takes no attention mask: its layout says who sees whom")
     refuse_unshareable(dropout=other.get("dropout", 0.0), sliding_window=other.get("sliding_window"))
+    for name in UNKNOWN:
+        if other.get(name) is not None:
+            raise ValueError(
+                f"{type(module).__name__} attends with {name}, which shared-prefix attention does not know"
+            )
     layer = module.layer_idx
     assert isinstance(layer, int)
     return attention(layer, query, key, value, scaling).transpose(1, 2), None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from longtake.errors import UserError
 from longtake.models import attention as registered
+from longtake.models.adapters import Adapter
 from longtake.models.pixels import Pixels
 from longtake.models.quiet import quiet
 from longtake.records import Features, Prompt, Question, Receipt
@@ -70,6 +72,7 @@ class Qwen3VL:
         net.model.visual.patch_embed = PatchEmbed(net.model.visual.patch_embed.proj)
         net.set_attn_implementation({"text_config": registered.TEXT, "vision_config": registered.VISION})
         self.net, self.tokenizer, self.pixels = net, tokenizer, pixels
+        self.adapter: Adapter | None = None
         self.temporal_patch = pixels.temporal_patch
         self.end_ids = _end_ids(tokenizer, net.generation_config.eos_token_id)
         self._video = config.video_token_id
@@ -80,6 +83,26 @@ class Qwen3VL:
     def tower(self) -> nn.Module:
         """The vision tower: all that features depend on, with `pixels`."""
         return self.net.model.visual
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Decoder layers, first to last."""
+        return self.net.model.language_model.layers
+
+    @property
+    def norm(self) -> nn.Module:
+        """What the last layer's output goes through."""
+        return self.net.model.language_model.norm
+
+    @cached_property
+    def header(self) -> tuple[int, ...]:
+        """The assistant header that ends every prompt."""
+        message = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        without, whole = (
+            self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=add)
+            for add in (False, True)
+        )
+        return tuple(self.tokenizer(whole.removeprefix(without), add_special_tokens=False)["input_ids"])
 
     def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
         """Size in pixels (width, height) to which decoded frames are resized. Raises UserError."""

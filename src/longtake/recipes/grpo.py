@@ -1,13 +1,16 @@
 """Critic-free reinforcement learning: GRPO and its family, with rule rewards or your own.
 
     for every step:
-        questions   → G answers each, on one prefill a question      (engines.local)
-        answers     → rewards                                        (rewards.mix)
-        rewards     → advantages → a weight for every token          (maths.advantage, by the chosen algorithm)
-        rows        → summed gradients; each prefix once             (train.step)
-        one optimizer step, scaled by the algorithm's count
+        for every batch of questions that memory holds:
+            questions   → prefill, kept; G answers each on it            (engines.local)
+            answers     → rewards → centred advantages                   (rewards.mix, maths.advantage)
+            answers     → scored on the kept prefill, one backward       (train.step)
+            the prefill is let go
+        one optimizer step, scaled by the algorithm's count and deviation
 
-What an algorithm is stands in maths.algorithms; this loop and the step are blind to it.
+That is the one-forward step: exact on-policy, where the gradient is linear in the advantage. With several passes over
+the answers, or advantages that need all rewards first, rewards come first and prefills are computed again. What an
+algorithm is stands in maths.algorithms; this loop and the step are blind to it.
 
 N questions, G answers, R tokens.
 """
@@ -17,13 +20,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
 from longtake.log import Log, begin, finish, read_jsonl
+from longtake.train.adapter_settings import Adapter
+from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Dtype, Optim, Video
+
+if TYPE_CHECKING:
+    from longtake.maths.algorithms import Algorithm
+    from longtake.train.policy import Sampler
+    from longtake.train.rollout import Rollout
+    from longtake.train.session import Session
+    from longtake.train.step import Objective, Sums
 
 
 class Config(Settings):
@@ -48,20 +60,25 @@ class Config(Settings):
     )
     epochs: int = Field(1, ge=1, description="optimizer passes over a step's answers; above 1 the clip works")
     minibatches: int = Field(1, ge=1, description="optimizer steps in a pass")
-    clip_low: float | None = Field(None, gt=0, description="lower clip bound (default: the algorithm's)")
-    clip_high: float | None = Field(None, gt=0, description="upper clip bound (default: the algorithm's)")
+    clip: tuple[float, float] | None = Field(
+        None, description="lower and upper clip bound, as 0.2 0.28 (default: the algorithm's)"
+    )
     temperature: float = Field(1.0, gt=0, description="of sampling")
     max_tokens: int = Field(1024, ge=1, description="longest answer")
     overlong: int = Field(
         0, ge=0, description="tokens before max_tokens in which length is punished softly (DAPO); 0 = off"
     )
-    row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints")
     keep_rollouts: int = Field(10, ge=1, description="a step's answers are kept for the report every so many steps")
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order, frame choice and sampling")
     video: Video = Field(Video(), description="which frames are looked at")
     optim: Optim = Field(Optim(lr=1e-6), description="AdamW")
+    adapter: Adapter = Field(Adapter(), description="all weights, or a LoRA on the decoder")
+    prefix_gradient: PrefixGradient = Field(
+        "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
+    )
+    memory: Memory = Field(Memory(), description="what is held at once")
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -72,57 +89,36 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "model", "reward", "accuracy", "length"} (means of the last tenth of the steps)."""
-    from longtake.maths.advantage import token_weights
     from longtake.rewards.mix import Mix
     from longtake.train import policy
     from longtake.train.keep import keep
     from longtake.train.session import decode, open_session
-    from longtake.train.step import Sums, count_bad, step_optimizer
+    from longtake.train.step import Objective
 
     on_policy = config.epochs == config.minibatches == 1
-    bounds = {name: bound for name in ("clip_low", "clip_high") if (bound := getattr(config, name)) is not None}
-    algorithm = policy.choose(config.algorithm, bounds, on_policy=on_policy, refill=config.refill)
+    algorithm = policy.choose(config.algorithm, config.clip, on_policy=on_policy, refill=config.refill)
     reward, heats = Mix(policy.weights_of(config.reward)), (config.temperature,) * config.group_size
-    video, optim = config.video, config.optim
     reads = (str(config.rows), config.model, *map(str, reward.files))
     if known := begin(log, "grpo", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known
-    rows = policy.read_questions(config.rows, config.questions, reward, video, log)
-    session = open_session(config.model, config.out, video, optim, log, train_vision=False, dtype=config.dtype)
+    rows = policy.read_questions(config.rows, config.questions, reward, config.video, log)
+    session = open_session(config, log)
     sampler = policy.Sampler(
-        decode(session.films, rows, video, log),
-        config.questions, config.refill, video, reward, heats, config.max_tokens, config.seed,
+        decode(session.films, rows, config.video, log), config.questions, config.refill, config.video, reward, heats,
+        config.max_tokens, config.memory.row_tokens, config.seed,
     )  # fmt: skip
+    objective = Objective(algorithm.loss, on_policy, config.temperature)
+    learn = _one_forward if on_policy and algorithm.scale else _rewards_first
 
-    bad = 0
     for step in range(session.progress.step, config.steps):
-        answered, taken = sampler.answers(session, log)
-        with log.phase("update"):
-            kept = policy.kept(answered, algorithm, config.questions)
-            penalty_NG = policy.overlong(kept, config.max_tokens, config.overlong)
-            sums, norm, rate = Sums(), math.nan, optim.rate(step, config.steps)
-            for part, advantage_NG in policy.minibatches(
-                kept, algorithm, penalty_NG, config.epochs, config.minibatches
-            ):
-                weights = token_weights(
-                    advantage_NG, part.length_NG, algorithm.normaliser, max_tokens=config.max_tokens
-                )
-                sums += policy.backward_groups(
-                    session, part, weights, algorithm.loss, config.row_tokens,
-                    on_policy=on_policy, temperature=config.temperature,
-                )  # fmt: skip
-                norm = step_optimizer(
-                    session.optimizer, session.params, count=weights.count, lr=rate,
-                    max_norm=optim.max_grad_norm,
-                )  # fmt: skip
-                bad = count_bad(norm, bad)
-        session.progress = replace(session.progress, step=step + 1, taken=taken)
+        answered, kept, sums, norm = learn(config, session, sampler, algorithm, objective, log)
+        session.progress = replace(session.progress, step=step + 1)
         if step + 1 in (1, config.steps) or (step + 1) % config.keep_rollouts == 0:
-            penalty_NG = policy.overlong(answered, config.max_tokens, config.overlong)
-            shown = policy.advantages(answered, algorithm, penalty_NG).tolist()
+            shown = algorithm.advantage(policy.shaped(answered, config.max_tokens, config.overlong)).tolist()
             keep(config.out, step + 1, answered, shown, session.films)
-        kept_share = {"groups_kept": len(kept.looks) / len(answered.looks), "grad_norm": norm, "lr": rate}
-        log.step(step + 1, config.steps, policy.health(answered) | sums.means() | kept_share)
+        share = {"groups_kept": len(kept.looks) / len(answered.looks), "grad_norm": norm}
+        rate = {"lr": config.optim.rate(step, config.steps)}
+        log.step(step + 1, config.steps, policy.health(answered) | sums.means() | share | rate)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             session.checkpoint()
 
@@ -131,3 +127,60 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         {"steps": config.steps, "model": str(session.finish())}
         | policy.late(read_jsonl(config.out / "metrics.jsonl"), ("reward", "accuracy", "length")),
     )
+
+
+def _one_forward(
+    config: Config, session: Session, sampler: Sampler, algorithm: Algorithm, objective: Objective, log: Log
+) -> tuple[Rollout, Rollout, Sums, float]:
+    """A step on the rollout's own prefills, batch by batch: (all answers, those learned from, sums, gradient norm).
+
+    Gradients are those of centred advantages; their scale and the count, which need the whole batch, come last.
+    """
+    from longtake.maths.advantage import token_weights
+    from longtake.train import policy
+    from longtake.train.rollout import NOTHING
+    from longtake.train.step import Sums
+
+    answered, kept, sums, count, norm = NOTHING, NOTHING, Sums(), 0.0, math.nan
+    for new, prefills in sampler.answers(session, log, policy.keeper(session)):
+        with log.phase("update"):
+            part = policy.kept(new, algorithm, config.questions - len(kept.looks))
+            if part.looks:
+                advantage_NG = algorithm.centred(policy.shaped(part, config.max_tokens, config.overlong))
+                weights = token_weights(
+                    advantage_NG, part.length_NG, algorithm.normaliser, max_tokens=config.max_tokens
+                )
+                for group in part.groups[:1]:
+                    session.check(group.prompt, [answer.ids for answer in group.answers], log)
+                sums += policy.backward_kept(session, prefills, part, weights, objective)
+                count += weights.count
+        answered, kept = answered + new, kept + part
+    if kept.looks and algorithm.scale is not None:
+        with log.phase("update"):
+            scale = algorithm.scale(policy.shaped(kept, config.max_tokens, config.overlong))
+            norm = session.step(count / scale, config.optim, config.steps)
+    return answered, kept, sums, norm
+
+
+def _rewards_first(
+    config: Config, session: Session, sampler: Sampler, algorithm: Algorithm, objective: Objective, log: Log
+) -> tuple[Rollout, Rollout, Sums, float]:
+    """A step that learns when all answers are there, in several passes over them if asked for; returns the same."""
+    from longtake.maths.advantage import token_weights
+    from longtake.train import policy
+    from longtake.train.rollout import NOTHING
+    from longtake.train.step import Sums
+
+    answered, sums, norm = NOTHING, Sums(), math.nan
+    for new, _ in sampler.answers(session, log):
+        answered += new
+    with log.phase("update"):
+        kept = policy.kept(answered, algorithm, config.questions)
+        reward_NG = policy.shaped(kept, config.max_tokens, config.overlong)
+        for group in kept.groups[:1]:
+            session.check(group.prompt, [answer.ids for answer in group.answers], log)
+        for part, advantage_NG in policy.minibatches(kept, reward_NG, algorithm, config.epochs, config.minibatches):
+            weights = token_weights(advantage_NG, part.length_NG, algorithm.normaliser, max_tokens=config.max_tokens)
+            sums += policy.backward_groups(session, part, weights, objective, config.memory.row_tokens)
+            norm = session.step(weights.count, config.optim, config.steps)
+    return answered, kept, sums, norm

@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 
 from longtake.config import Settings
 from longtake.log import Log, begin, finish
+from longtake.train.adapter_settings import Adapter
+from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Dtype, Optim, Video
 
 
@@ -47,12 +49,16 @@ class Config(Settings):
     )
     shuffle: bool = Field(True, description="a new order every epoch; off: as written (a curriculum)")
     train_vision: bool = Field(False, description="train the vision tower too: no feature is cached then")
-    row_tokens: int = Field(16384, ge=1, description="tokens packed into one forward pass")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order and frame choice")
     video: Video = Field(Video(), description="which frames are looked at")
     optim: Optim = Field(Optim(), description="AdamW")
+    adapter: Adapter = Field(Adapter(), description="all weights, or a LoRA on the decoder")
+    prefix_gradient: PrefixGradient = Field(
+        "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
+    )
+    memory: Memory = Field(Memory(), description="what is held at once")
     gate: Gate = Field(Gate(), description="when it is good enough")
 
     @model_validator(mode="after")
@@ -69,7 +75,6 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.runtime.films import Look
     from longtake.train import supervised
     from longtake.train.session import decode, encode, open_session
-    from longtake.train.step import count_bad, step_optimizer
 
     video, optim, gate = config.video, config.optim, config.gate
     reads = (config.rows, config.model, gate.rows or config.rows)
@@ -77,9 +82,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         return known
     examples = supervised.read_examples(config.rows, video, log, batched=config.batch_by == "row")
     held_out = supervised.held_out(gate.rows, video, log)
-    session = open_session(
-        config.model, config.out, video, optim, log, train_vision=config.train_vision, dtype=config.dtype
-    )
+    session = open_session(config, log, train_vision=config.train_vision)
     usable = {question.id for question in decode(session.films, [e.question for e in examples], video, log)}
     examples = [example for example in examples if example.question.id in usable]
     asked = video.window(gate.frames)
@@ -88,7 +91,6 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     size = config.batch if config.batch_by == "count" else None
     supervised.check_batch(config.rows, len(examples), size or 1)
 
-    bad = 0
     while session.progress.step < config.steps and not session.progress.done:
         step = session.progress.step
         with log.phase("data"):
@@ -96,14 +98,13 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             items = [supervised.item(session, look, example) for look, example in batch]
         encode(session.films, [look for look, _ in batch], log)
         with log.phase("update"):
-            sums, count = supervised.backward_items(session, items, config.row_tokens)
-            rate = optim.rate(step, config.steps)
-            norm = step_optimizer(session.optimizer, session.params, count=count, lr=rate, max_norm=optim.max_grad_norm)
-            bad = count_bad(norm, bad)
+            session.check(items[0].prompt, items[0].ids, log)
+            sums, count = supervised.backward_items(session, items, config.memory.row_tokens)
+            norm = session.step(count, optim, config.steps)
         session.progress = replace(session.progress, step=step + 1, taken=session.progress.taken + len(batch))
         numbers = {
-            "loss": sums.loss / count, "entropy": sums.means()["entropy"], "grad_norm": norm, "lr": rate,
-            "tokens": float(sum(item.tokens for item in items)),
+            "loss": sums.loss / count, "entropy": sums.means()["entropy"], "grad_norm": norm,
+            "lr": optim.rate(step, config.steps), "tokens": float(sum(item.tokens for item in items)),
         }  # fmt: skip
         if held_out and ((step + 1) % gate.every == 0 or step + 1 == config.steps):
             numbers["accuracy"] = supervised.greedy_accuracy(session, looks, gate.max_tokens, log)

@@ -35,6 +35,7 @@ class RunFile:
     machine: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of caches, by name
     films: Films = Films()
 
 

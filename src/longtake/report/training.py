@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ SMOOTHED_OVER = 20  # the moving mean spans this fraction (1/20) of a curve
 FEW = 25  # points of a curve up to which each is marked
 MARKS = 60  # points of a curve that tell their value under the pointer
 IN_GROUPS = ("groups_all_right", "groups_all_wrong")  # drawn together
-SHARES = ("accuracy", "format", "finished", "groups_kept", "clipped")  # metrics shown in percent
+SHARES = ("accuracy", "format", "finished", "groups_kept", "clipped", "features_hit")  # metrics shown in percent
 SMALL = 0.02  # phases below this share of a stage are drawn together as "other"
 FIRST = ("reward", "accuracy", "length", "entropy", "loss", "groups_kept", "reward_std")  # order of curves
 NAMES = {
@@ -22,6 +23,7 @@ NAMES = {
     "lr": "learning rate",
     "length": "answer length, tokens",
     "entropy": "entropy, nats a token",
+    "features_hit": "sets of frames that were encoded already",
 }
 SAMPLING = "answers are sampled token by token; shorter answers or more questions at a time would help"
 ADVICE = {
@@ -176,4 +178,20 @@ def time(label: str, runs: Sequence[Run]) -> Time | None:
     slices = tuple(Slice(name, value, value / total, COLOURS.get(name, 7)) for name, value in shown)
     top, share = ranked[0][0], ranked[0][1] / total
     advice = ADVICE.get(top)
-    return Time(label, total, slices, f"{words.percent(share)} {top}" + (f": {advice}." if advice else "."))
+    said = f"{words.percent(share)} {top}" + (f": {advice}." if advice else ".")
+    return Time(label, total, slices, " ".join((said, *caches(runs))))
+
+
+def caches(runs: Sequence[Run]) -> Iterator[str]:
+    """A sentence for each cache that was asked: how often it had what was wanted."""
+    for name in dict.fromkeys(name for run in runs for name in run.file.counts):
+        sums = Counter[str]()
+        for run in runs:
+            sums.update(run.file.counts.get(name, {}))
+        had, made = sums["ram"] + sums["disk"], sums["made"] + sums["remade"]
+        if had + made:
+            again = f", {words.count(sums['remade'])} of them again" if sums["remade"] else ""
+            parts = [f"{words.count(sums['ram'])} times from memory", f"{words.count(sums['disk'])} from disk"]
+            parts.append(f"{words.count(made)} computed{again}")
+            parts += [f"{words.count(sums[key])} files {key}" for key in ("evicted", "damaged") if sums[key]]
+            yield f"{name.capitalize()}: {words.percent(had / (had + made))} found ({', '.join(parts)})."

@@ -1,34 +1,28 @@
-"""Features on disk: every set of frames goes through the vision tower once, and training meets handles only.
+"""Every set of frames goes through the vision tower once; training meets handles only.
 
-A pack is one safetensors file of many keys, written whole or not at all; the packs are the only truth, the index is
-read from their headers. T packed tokens, N visual tokens, L feature levels, E model width, F frames.
+Features are kept in memory and, if a folder is named, on disk: packs of many keys, written whole or not at all. The
+packs are the only truth, the index is read from their headers. N visual tokens, L feature levels, E model width.
 """
 
 from __future__ import annotations
 
-import os
-import time
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from longtake.errors import UserError
-from longtake.log import writing
 from longtake.protocols import Model
-from longtake.records import Features, PrefixRow, Receipt
+from longtake.records import Features, Receipt
+from longtake.runtime.shelf import GIB, Counts, Damaged, Memory, Say, Shelf, name_of
 
-KEPT_BYTES = 2 << 30  # of features in memory
 MOST_FILMS, MOST_PIXELS = 64, 64_000_000  # in one call of the tower
+RAM_GIB, DISK_GIB = 8.0, 200.0  # unless the run says otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,125 +34,163 @@ class Request:
     frames: Callable[[], np.ndarray]  # uint8 [F, H, W, 3]
 
 
-WRITING = 3600  # seconds: no pack takes longer to write
-
-
-class Damaged(Exception):
-    """Features on disk that cannot be used. Never seen by people: they are made again and counted."""
-
-
 class FeatureStore:
-    """Features of one vision tower by key, in a folder.
+    """Features of one vision tower by key: one copy each in memory, and on disk if there is a folder.
 
     Example: FeatureStore(Path("features"), tower_fingerprint(model), torch.float32).get(key).level_LNE.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, dtype: torch.dtype) -> None:
-        """Reads the headers of all packs there are; one that is damaged is moved aside and counted in `damaged`."""
-        self.folder, self.fingerprint, self.dtype = folder / fingerprint, fingerprint, dtype
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.damaged = 0
-        self._pack: dict[str, Path] = {}
-        self._encodes: Counter[str] = Counter()
-        self._loaded: dict[str, Features] = {}
-        self._held = 0  # bytes of them
-        for half in self.folder.glob("*.tmp"):  # a killed run's; a live writer's is younger
-            if time.time() - half.stat().st_mtime > WRITING:
-                half.unlink(missing_ok=True)
-        for path in sorted(self.folder.glob("*.safetensors")):
-            try:
-                self._index(path, _keys(path))
-            except (SafetensorError, OSError):
-                self._aside(path)
+    def __init__(
+        self, folder: Path | None, fingerprint: str, dtype: torch.dtype, ram: float = RAM_GIB, disk: float = DISK_GIB
+    ) -> None:
+        """`ram` and `disk` are quotas in GiB. Reads the headers of all packs there are; damaged ones are moved aside.
 
-    def _index(self, path: Path, keys: Sequence[str]) -> None:
-        self._encodes.update(keys)
-        self._pack.update(dict.fromkeys(keys, path))
-
-    def _aside(self, path: Path) -> None:
-        with writing(path), suppress(FileNotFoundError):
-            path.rename(path.with_suffix(".damaged"))
-        self.damaged += 1
+        Raises UserError for a folder that is not there and cannot be made.
+        """
+        self.fingerprint, self.dtype, self.counts = fingerprint, dtype, Counts()
+        self.memory: Memory[Features] = Memory(ram)
+        self.disk = Shelf(folder, fingerprint, disk, self.counts, "features") if folder else None
+        self.expected = 0, 0  # sets of frames that the run may ask for, and their pixels, as far as is known
+        self._say: Say = lambda text: None
+        self._pack: dict[str, str] = {}  # key → name of the file that holds it
+        self._made: set[str] = set()  # keys that were here once
+        self._lost: set[str] = set()
+        self._foretold = False
+        self._refresh()
 
     def key(self, receipt: Receipt) -> str:
-        """The handle of what a receipt saw: film content, frames and size, and the tower."""
+        """The handle of what a receipt saw: film content, frames and size, the tower and its dtype."""
         seen = (receipt.content, receipt.indices, receipt.width, receipt.height, self.fingerprint, str(self.dtype))
         return blake2b(repr(seen).encode(), digest_size=16).hexdigest()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._pack
+        return key in self.memory or key in self._pack
 
-    def encodes(self) -> dict[str, int]:
-        """How many packs hold each key, i.e. how often it was encoded."""
-        return dict(self._encodes)
+    @property
+    def writes(self) -> bool:
+        """Whether what is encoded now goes to disk."""
+        return self.disk is not None and not (self.disk.closed or self.disk.readonly)
 
-    def put(self, pack: Mapping[str, Features]) -> None:
-        """Writes one pack, at once or not at all. Raises UserError if it cannot be written."""
-        if not pack:
+    def pin(self, keys: Sequence[str], say: Say) -> None:
+        """These keys are needed now: packs that hold them do not give way. `say` hears what people should know."""
+        self._say = say
+        if self.disk is None:
             return
-        name = blake2b("".join(pack).encode(), digest_size=16).hexdigest()
-        path = self.folder / f"{name}.safetensors"
-        half = path.with_suffix(f".{os.getpid()}.tmp")
-        tensors = {key: _owned(made, self.dtype) for key, made in pack.items()}
-        try:
-            save_file(tensors, half, {key: str(_checksum(tensor)) for key, tensor in tensors.items()})
-            with half.open("rb") as written:
-                os.fsync(written.fileno())
-            half.replace(path)
-        except (OSError, SafetensorError) as error:
-            half.unlink(missing_ok=True)
-            raise UserError(
-                "features cannot be written", where=str(path), why=str(error), fix="free some disk, run again"
-            ) from error
-        if self._pack.get(next(iter(pack))) != path:
-            self._index(path, list(pack))
+        self.disk.say = say
+        self._refresh()
+        self.disk.pin({self._pack[key] for key in keys if key in self._pack})
 
-    def get(self, key: str) -> Features:
-        """Features of a key, read from disk; the last ones are kept in memory, up to KEPT_BYTES.
+    def turn(self, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """One process at a time encodes these; see `again` for what another one did meanwhile."""
+        return self.disk.turn(name_of(keys)) if self.disk and self.writes else nullcontext()
 
-        Raises KeyError for what was never put, Damaged for what is no longer as it was put.
+    def again(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that must be encoded, after another look at the disk.
+
+        Raises UserError if they are to go to disk, but the folder is read-only.
         """
-        if key not in self._loaded:
-            try:
-                with safe_open(self._pack[key], framework="pt") as pack:
-                    made, put = Features(pack.get_tensor(key)), (pack.metadata() or {}).get(key)
-            except (SafetensorError, OSError) as error:
-                raise Damaged(str(error)) from error
-            if str(_checksum(made.level_LNE)) != put:
-                raise Damaged(f"features in {self._pack[key]} have changed on disk")
-            self._loaded[key] = made
-            self._held += made.level_LNE.nbytes
-            while self._held > KEPT_BYTES and len(self._loaded) > 1:
-                self._held -= self._loaded.pop(next(iter(self._loaded))).level_LNE.nbytes
-        return self._loaded[key]
+        if self.disk is None:
+            return [key for key in keys if key not in self.memory]
+        self._refresh()
+        missing = [key for key in keys if key not in self]
+        if missing and self.disk.readonly:
+            fix = "make it writable, name another --video.features, or leave it out: features then stay in memory"
+            why = f"{len(missing)} of the features that are needed are not in it, and it is read-only"
+            raise UserError("features cannot be written here", where=str(self.disk.folder), why=why, fix=fix)
+        return missing
 
-    def drop(self, key: str) -> list[str]:
-        """Moves the damaged pack of a key aside and counts it; returns all keys that it held, to be encoded again."""
-        path = self._pack[key]
-        lost = [other for other, pack in self._pack.items() if pack == path]
-        for other in lost:
-            del self._pack[other]
-        self._encodes.subtract(lost)
-        self._encodes += Counter()  # without zeros
-        self._aside(path)
+    def put(self, pack: Mapping[str, Features]) -> dict[str, Features]:
+        """Keeps what was encoded, as one pack on disk; returns it as it is kept: on the CPU, in the store's dtype."""
+        owned = {key: _owned(made, self.dtype) for key, made in pack.items()}
+        again = sum(key in self._made for key in owned)
+        self.counts.remade += again
+        self.counts.made += len(owned) - again
+        self._made |= owned.keys()
+        name = name_of(owned)
+        if self.disk and owned and self.disk.write(name, {key: made.level_LNE for key, made in owned.items()}):
+            self._pack |= dict.fromkeys(owned, name)
+            self.disk.pinned.add(name)
+        for key, made in owned.items():
+            self.memory.put(key, made, made.level_LNE.nbytes)
+        return owned
+
+    def get(self, key: str) -> Features | None:
+        """Features of a key; None if they must be encoded: never put, given way, or damaged (which is counted)."""
+        if (made := self.memory.get(key)) is not None:
+            self.counts.ram += 1
+            return made
+        if self.disk is None or key not in self._pack:
+            return None
+        name = self._pack[key]
+        try:
+            level_LNE = self.disk.read(name, [key])[key]
+            if level_LNE.dtype != self.dtype or level_LNE.ndim != 3:
+                raise Damaged(f"{key} of {name} is {level_LNE.dtype} {tuple(level_LNE.shape)}")
+        except Damaged:
+            self.disk.aside(name)
+            lost = self._forget(name)
+            for other in lost:
+                self.memory.drop(other)
+            self._lost |= lost
+            return None
+        except KeyError:
+            self._forget(name)
+            return None
+        self.counts.disk += 1
+        made = Features(level_LNE)
+        self.memory.put(key, made, level_LNE.nbytes)
+        return made
+
+    def lost(self) -> set[str]:
+        """Keys of packs that turned out damaged since the last call: encoded together once."""
+        lost, self._lost = self._lost, set()
         return lost
 
+    def _refresh(self) -> None:
+        """Takes in packs that other processes wrote, and forgets those that are gone."""
+        if self.disk is None:
+            return
+        there, known = self.disk.names(), set(self._pack.values())
+        for name in known - there:
+            self._forget(name)
+        for name in sorted(there - known):
+            try:
+                self._pack |= dict.fromkeys(self.disk.keys(name), name)
+            except Damaged:
+                self.disk.aside(name)
+            except KeyError:
+                pass
 
-def _checksum(tensor: Tensor) -> int:
-    """CRC-32 of the bytes."""
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    def _forget(self, name: str) -> set[str]:
+        """The keys of a file that is gone; to encode them will be to do so again."""
+        gone = {key for key, pack in self._pack.items() if pack == name}
+        for key in gone:
+            del self._pack[key]
+        self._made |= gone
+        return gone
+
+    def foretell(self, made: Sequence[Features], pixels: int) -> None:
+        """Says once, before the first are kept, what all features of the run will take and what room there is."""
+        sets, every = self.expected
+        if self._foretold or not sets:
+            return
+        self._foretold = True
+        total = every / pixels * sum(one.level_LNE.numel() for one in made) * self.dtype.itemsize / GIB
+        head = f"features of {sets} sets of frames take about {total:.2g} GiB"
+        if self.disk is not None:
+            room = f"{self.disk.free() / GIB:.3g} GiB are free, the quota is {self.disk.quota / GIB:.3g} GiB"
+            self._say(f"{head} in {self.disk.folder}: {room}")
+        elif total * GIB > self.memory.most:
+            room = f"{self.memory.most / GIB:.3g} GiB (--video.features-ram)"
+            self._say(
+                f"{head}, memory keeps {room}: the rest is encoded again, or kept on disk by --video.features DIR"
+            )
 
 
-def _owned(made: Features, dtype: torch.dtype) -> Tensor:
+def _owned(made: Features, dtype: torch.dtype) -> Features:
     """On the CPU and in memory of its own: films that were encoded together are views of one tensor."""
-    return made.level_LNE.detach().to("cpu", dtype, copy=True).contiguous()
-
-
-def _keys(path: Path) -> list[str]:
-    """The keys of a pack, from its header alone. Raises SafetensorError if header and length do not agree."""
-    with safe_open(path, framework="pt") as pack:
-        return list(pack.keys())
+    level_LNE: Tensor = made.level_LNE.detach().to("cpu", dtype, copy=True)
+    return Features(level_LNE.contiguous())
 
 
 def prepare(
@@ -168,23 +200,41 @@ def prepare(
     chunk: int = MOST_FILMS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Encodes what the store lacks, one pack a chunk of the full request list; returns how many it encoded.
+    """Encodes ahead what the store lacks; returns how many sets of frames of the list were not there.
 
-    Chunks are cut from all requests, present or not, and a pack is whole or absent: so a run that was killed meets the
-    same chunks again, and the bits of a film's features do not depend on where the kill fell.
+    On disk one pack a chunk of the full request list. Chunks are cut from all requests, present or not, and a pack is
+    whole or absent: so a run that was killed meets the same chunks again, and the bits of a film's features do not
+    depend on where the kill fell. In memory alone, where a kill leaves nothing, each set by itself for the same reason,
+    and no more than memory holds: the others are encoded when they are asked for.
     """
-    encoded = done = 0
-    wanted = list({request.key: request for request in requests}.values())
-    for films in cut(wanted, chunk):
-        missing = [request for request in films if request.key not in store]
-        if missing:
-            with torch.no_grad():
-                made = model.encode([request.frames() for request in missing])
-            store.put({request.key: features for request, features in zip(missing, made, strict=True)})
-            encoded += len(missing)
+    done, ahead, wanted = 0, 0, list({request.key: request for request in requests}.values())
+    missed = len(store.again([request.key for request in wanted]))
+    for films in cut(wanted, chunk if store.writes else 1):
+        made = encode(store, model, films)
+        if not store.writes:
+            held = sum(store.memory.touch(request.key) for request in films)
+            ahead += held
+            if (made and not held) or ahead + held > store.memory.most:
+                break
         done += len(films)
         progress(done, len(wanted))
-    return encoded
+    return missed
+
+
+def encode(store: FeatureStore, model: Model, films: Sequence[Request]) -> dict[str, Features]:
+    """Features of those films that the store lacks, encoded together and kept."""
+    keys = [request.key for request in films]
+    if all(key in store for key in keys):
+        return {}
+    with store.turn(keys):
+        missing = set(store.again(keys))
+        requests = [request for request in films if request.key in missing]
+        if not requests:
+            return {}
+        with torch.no_grad():
+            made = model.encode([request.frames() for request in requests])
+        store.foretell(made, sum(request.pixels for request in requests))
+        return store.put({request.key: one for request, one in zip(requests, made, strict=True)})
 
 
 def cut(requests: Sequence[Request], most: int) -> Iterator[list[Request]]:
@@ -199,25 +249,3 @@ def cut(requests: Sequence[Request], most: int) -> Iterator[list[Request]]:
         pixels += request.pixels
     if run:
         yield run
-
-
-def fill(model: Model, ids_T: Tensor, visual_T: Tensor, films: Sequence[Features]) -> tuple[Tensor, Tensor | None]:
-    """Input of a row: token embeddings [T, E] with features at the visual places, and DeepStack [L - 1, N, E] or None.
-
-    `films` are in row order; gradients flow into embeddings and features. Raises ValueError unless they fill the
-    places.
-    """
-    embed_TE = model.embed(ids_T)
-    place_N = visual_T.nonzero()[:, 0].to(embed_TE.device)
-    if len(place_N) != sum(film.level_LNE.shape[1] for film in films):
-        raise ValueError(f"the row has {len(place_N)} visual places, its {len(films)} films do not fill them")
-    if not films:
-        return embed_TE, None
-    level_LNE = torch.cat([film.level_LNE for film in films], dim=1).to(embed_TE.device, embed_TE.dtype)
-    embed_TE = embed_TE.index_copy(0, place_N, level_LNE[0])
-    return embed_TE, level_LNE[1:] if len(level_LNE) > 1 else None
-
-
-def gather(model: Model, store: FeatureStore, row: PrefixRow) -> tuple[Tensor, Tensor | None]:
-    """`fill` for a row whose features are in the store."""
-    return fill(model, row.ids_T, row.visual_T, [store.get(handle) for handle in row.features if handle is not None])

@@ -14,9 +14,11 @@ from typing import Literal
 import numpy as np
 
 from longtake.data.cache import FrameTier, Quarantine
+from longtake.errors import UserError
 from longtake.protocols import Model
 from longtake.records import Features, FramePolicy, Prompt, Question, Receipt
-from longtake.runtime.features import Damaged, FeatureStore, Request, prepare
+from longtake.runtime.features import MOST_FILMS, FeatureStore, Request, cut, encode, prepare
+from longtake.runtime.shelf import Say
 
 Control = Literal["", "no_video", "shuffled", "one_frame"]
 Progress = Callable[[int, int], None]
@@ -53,6 +55,7 @@ class Films:
         self._held = 0  # tokens of the prompts kept
         self._asked: set[Path] = set()  # films that decode() was asked for
         self.sets = 0  # of frames that may be encoded, as far as is known
+        self.rated = False  # whether any of them is looked at by frames a second
 
     def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
         """Decodes every film once for all its policies; what fails is in the quarantine with its reason."""
@@ -65,16 +68,20 @@ class Films:
         """How many of the films that decode() was ever asked for can be used."""
         return sum(not self.quarantine.holds(path) for path in self._asked)
 
-    def encode(self, looks: Sequence[Look], progress: Progress) -> int:
-        """Encodes what the store lacks, in the order of `looks`, and returns how many that were.
+    def encode(self, looks: Sequence[Look], progress: Progress, say: Say = lambda text: None) -> tuple[int, int]:
+        """Encodes what the store lacks, in the order of `looks`: (sets of frames looked at, those that were not there).
 
-        Nothing to do without a store.
+        They are the ones needed now, until the next call. `say` hears what people should know of the store.
+        Nothing to do without a store. Raises UserError if features must go to a folder that is read-only.
         """
         if self.store is None:
-            return 0
+            return 0, 0
         seen = dict.fromkeys(look.seen() for look in looks)
         requests = [self._request(film, policy, mixed) for film, policy, mixed in seen if film is not None]
-        return prepare(self.store, self.model, requests, progress=progress)
+        sets, pixels = max(self.sets, len(requests)), sum(request.pixels for request in requests)
+        self.store.expected = sets, sets * pixels // max(1, len(requests))
+        self.store.pin([request.key for request in requests], say)
+        return len(requests), prepare(self.store, self.model, requests, progress=progress)
 
     def _request(self, film: str, policy: FramePolicy, shuffled: bool) -> Request:
         assert self.store is not None
@@ -105,19 +112,27 @@ class Films:
         return self.model.prompt(question, receipt, self._handle(receipt, film, policy, shuffled))
 
     def features(self, handles: Sequence[str]) -> list[Features]:
-        """Features of handles, in order: from the store, or from the tower as it is now (with its gradient)."""
+        """Features of handles, in order: from the store, or from the tower as it is now (with its gradient).
+
+        What the store no longer has is encoded again. Raises UserError if another process keeps deleting it.
+        """
         if self.store is not None:
-            return [self._stored(self.store, handle) for handle in handles]
+            return self._stored(self.store, handles)
         return self.model.encode([self._frames(*self._live[handle])[0] for handle in handles]) if handles else []
 
-    def _stored(self, store: FeatureStore, handle: str) -> Features:
-        """From the store; a pack that was damaged meanwhile is made again."""
-        try:
-            return store.get(handle)
-        except Damaged:
-            lost = set(store.drop(handle))  # encoded together, in the order in which they were asked for: the same bits
-            prepare(store, self.model, [self._request(*seen) for key, seen in self._live.items() if key in lost])
-            return store.get(handle)
+    def _stored(self, store: FeatureStore, handles: Sequence[str]) -> list[Features]:
+        found = {handle: store.get(handle) for handle in handles}
+        for _ in range(3):  # what another process made meanwhile, it may delete as well
+            missing = {handle for handle, made in found.items() if made is None}
+            if not missing:
+                return [made for handle in handles if (made := found[handle])]
+            lost = missing | store.lost()  # encoded together, in the order in which they were asked for: the same bits
+            requests = [self._request(*seen) for key, seen in self._live.items() if key in lost]
+            for films in cut(requests, MOST_FILMS if store.writes else 1):
+                found |= encode(store, self.model, films)
+            found |= {handle: found[handle] or store.get(handle) for handle in missing}
+        fix = "give each run its own --video.features, or raise --video.features-disk"
+        raise UserError("features disappear as soon as they are made", why="another process deletes them", fix=fix)
 
     def frames(self, look: Look) -> np.ndarray:
         """The frames of a look, uint8 [F, H, W, 3], as the model gets them."""

@@ -17,7 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from longtake.errors import UserError
+from longtake.models import adapters
+from longtake.models.base import check_mark
 from longtake.models.pixels import Pixels
+from longtake.models.quantize import check_quantize, nf4
 from longtake.models.quiet import quiet
 from longtake.models.qwen3_vl import Qwen3VL
 from longtake.protocols import Model
@@ -28,36 +31,77 @@ AGAIN = "copy or download the model again"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def load_model(name_or_path: str | Path, dtype: str = "auto", device: str | torch.device | None = None) -> Qwen3VL:
+def load_model(
+    name_or_path: str | Path,
+    dtype: str = "auto",
+    device: str | torch.device | None = None,
+    quantize: str | None = None,
+) -> Qwen3VL:
     """The model of a folder or hub id, in evaluation mode on `device` (default: CUDA where there is one).
 
-    `dtype` is "auto" (as saved) or one of DTYPES. Raises UserError.
+    An adapter's folder is its base with the adapter on. `dtype` is "auto" (as saved) or one of DTYPES; `quantize` is
+    "nf4" for decoder layers in four bits. Raises UserError.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"no dtype {dtype!r}", fix="one of auto, " + ", ".join(DTYPES))
+    check_quantize(quantize)
     folder = _folder(name_or_path)
-    config = _json(folder / "config.json")
-    family = _family(config, folder)
-    _check_weights(folder)
-    where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    saved = _json(folder / adapters.CONFIG) if (folder / adapters.CONFIG).is_file() else None
+    name, base = (str(name_or_path), folder) if saved is None else _base(folder, saved)
+    family = _family(_json(base / "config.json"), base)
+    _check_weights(base)
+    where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     try:
         with quiet():
-            return family(folder, DTYPES.get(dtype, "auto"), torch.device(where))
+            model = family(base, folder, DTYPES.get(dtype, "auto"), where, quantize)
     except UserError as error:
-        raise UserError(error.what, where=error.where or str(folder), why=error.why, fix=error.fix) from error
+        raise UserError(error.what, where=error.where or str(base), why=error.why, fix=error.fix) from error
+    model.net.name_or_path = str(base.resolve()) if Path(name).expanduser().exists() else name  # an adapter's base
+    if saved is not None:
+        adapters.load_adapter(model, folder, saved)
+    return model
 
 
-def _qwen3_vl(folder: Path, dtype: torch.dtype | str, device: torch.device) -> Qwen3VL:
+def _base(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
+    """Name and folder of the model that the adapter in `folder` was trained on."""
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise UserError("both a model and an adapter", where=str(folder), fix="keep them in a folder each")
+    name = str(saved.get("base_model_name_or_path") or "")
+    beside = folder / name
+    fix = f"put it there, or correct base_model_name_or_path in {folder / adapters.CONFIG}"
+    if not name:
+        raise UserError("the adapter names no base model", where=str(folder), fix="add base_model_name_or_path")
+    here = Path(name).expanduser()
+    path = here if os.path.exists(here) else beside if os.path.exists(beside) else None
+    if path is None and not HUB_ID.fullmatch(name):
+        raise UserError("the adapter's base model is missing", where=name, fix=fix)
+    base = _folder(path or name)
+    if (base / adapters.CONFIG).is_file():
+        raise UserError("the adapter's base is an adapter itself", where=str(base), fix="merge that one into its base")
+    if path is not None:
+        check_mark(folder, base)
+    return str(path or name), base
+
+
+def _qwen3_vl(
+    base: Path, folder: Path, dtype: torch.dtype | str, device: torch.device, quantize: str | None
+) -> Qwen3VL:
+    """Weights of `base`; tokenizer and processor of `folder` where it has them."""
     from transformers import Qwen3VLForConditionalGeneration
 
-    net = _network(Qwen3VLForConditionalGeneration, folder, dtype)
-    return Qwen3VL(net.to(device).eval(), _tokenizer(folder), _pixels(folder))
+    net = _network(Qwen3VLForConditionalGeneration, base, dtype)
+    if quantize:
+        nf4(net.model.language_model.layers)
+    words = folder if (folder / "tokenizer.json").is_file() else base
+    constants = folder if (folder / "video_preprocessor_config.json").is_file() else base
+    return Qwen3VL(net.to(device).eval(), _tokenizer(words), _pixels(constants))
 
 
-FAMILIES: dict[str, Callable[[Path, torch.dtype | str, torch.device], Qwen3VL]] = {"qwen3_vl": _qwen3_vl}
+Family = Callable[[Path, Path, "torch.dtype | str", torch.device, "str | None"], Qwen3VL]
+FAMILIES: dict[str, Family] = {"qwen3_vl": _qwen3_vl}
 
 
-def _family(config: dict[str, Any], folder: Path) -> Callable[[Path, torch.dtype | str, torch.device], Qwen3VL]:
+def _family(config: dict[str, Any], folder: Path) -> Family:
     kind = str(config.get("model_type", ""))
     if kind in FAMILIES:
         return FAMILIES[kind]
@@ -79,7 +123,7 @@ def _folder(name_or_path: str | Path) -> Path:
                 fix="a folder with config.json, or a hub id like Qwen/Qwen3-VL-2B-Instruct",
             )
         path = download(str(name_or_path))
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", adapters.CONFIG)):
         names = sorted(entry.name for entry in path.iterdir())
         there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
         raise UserError("not a model: no config.json", where=str(path), why=f"the folder holds {there}")
@@ -206,18 +250,23 @@ def tower_fingerprint(model: Model) -> str:
 
 
 def _fingerprint(module: nn.Module, extra: str) -> str:
-    """Hash of names, dtypes, shapes and bytes; made again only after a parameter was replaced or written in place."""
-    tensors = list(module.named_parameters())
-    state = (extra, *((name, id(x), x.data_ptr(), x._version) for name, x in tensors))
-    known = _KNOWN.get(module)
-    if known and known[0] == state:
-        return known[1]
+    """Hash of names, dtypes, shapes and bytes. A parameter is read again only after it was replaced or written in
+    place, so that an adapter on a frozen base costs the adapter."""
+    known, now = _KNOWN.get(module, {}), {}
     digest = blake2b(extra.encode(), digest_size=8)
-    for name, x in tensors:
-        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    _KNOWN[module] = (state, digest.hexdigest())
+    for name, x in module.named_parameters():
+        state = (id(x), x.data_ptr(), x._version)
+        before = known.get(name)
+        now[name] = before if before and before[0] == state else (state, _digest(x))
+        digest.update(name.encode() + now[name][1])
+    _KNOWN[module] = now
     return digest.hexdigest()
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()  # module → (state, fingerprint)
+def _digest(x: torch.Tensor) -> bytes:
+    digest = blake2b(f"{x.dtype} {tuple(x.shape)}".encode(), digest_size=16)
+    digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, tuple[tuple[int, int, int], bytes]]] = WeakKeyDictionary()

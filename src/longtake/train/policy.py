@@ -6,7 +6,7 @@ N questions, G answers each, R answer tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,25 +15,29 @@ from torch import Tensor
 
 from longtake.config import suggest
 from longtake.data.rows import sift_questions
-from longtake.engines.local import LocalEngine
+from longtake.engines.local import Kept, LocalEngine
 from longtake.errors import UserError
 from longtake.log import Log
 from longtake.maths.advantage import Weights, equal_groups, overlong_penalty
 from longtake.maths.algorithms import ALGORITHMS, Algorithm
-from longtake.maths.loss import Loss, policy_gradient
+from longtake.maths.loss import policy_gradient
 from longtake.maths.pack import pack
-from longtake.records import Question
+from longtake.records import Group, Prompt, Question
 from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
+from longtake.runtime.prefix import Keep
+from longtake.runtime.rows import lead
 from longtake.train.keys import batch, epoch_fits, keyed
-from longtake.train.rollout import Rollout, answer, scored
+from longtake.train.rollout import Rollout, answer_kept, scored
 from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
-from longtake.train.step import Sums, backward, chunks
+from longtake.train.step import Objective, Sums, backward, chunks
+
+Keeper = Callable[[Sequence[Prompt]], Keep]
 
 
-def choose(name: str, bounds: Mapping[str, float], *, on_policy: bool, refill: int = 0) -> Algorithm:
-    """The algorithm of that name with the clip bounds that were set.
+def choose(name: str, clip: tuple[float, float] | None, *, on_policy: bool, refill: int = 0) -> Algorithm:
+    """The algorithm of that name with the clip that was set.
 
     Raises UserError for an unknown name, and for settings that would have no effect or a wrong one.
     """
@@ -47,15 +51,16 @@ def choose(name: str, bounds: Mapping[str, float], *, on_policy: bool, refill: i
     if algorithm.loss is policy_gradient and not on_policy:
         why = "its loss has no ratio: a second pass would be off-policy and uncorrected"
         raise UserError(f"{name} makes one pass", where="--epochs, --minibatches", why=why, fix="leave them at 1")
-    if not bounds:
+    if clip is None:
         return algorithm
-    flag = f"--{next(iter(bounds)).replace('_', '-')}"
     if not (isinstance(algorithm.loss, partial) and "clip_low" in algorithm.loss.keywords):
-        raise UserError(f"{name} has no clip", where=flag, fix="leave it out")
+        raise UserError(f"{name} has no clip", where="--clip", fix="leave it out")
+    if min(clip) <= 0:
+        raise UserError("clip bounds must be above 0", where="--clip", why=f"they are {clip[0]:g} and {clip[1]:g}")
     if on_policy:
         why = "with one pass over fresh answers the ratio is 1 and nothing is clipped"
-        raise UserError("a clip bound would have no effect", where=flag, why=why, fix="raise --epochs or --minibatches")
-    return replace(algorithm, loss=partial(algorithm.loss, **bounds))
+        raise UserError("a clip would have no effect", where="--clip", why=why, fix="raise --epochs or --minibatches")
+    return replace(algorithm, loss=partial(algorithm.loss, clip_low=clip[0], clip_high=clip[1]))
 
 
 def weights_of(names: Sequence[str]) -> dict[str, float]:
@@ -87,7 +92,7 @@ def read_questions(path: Path, wanted: int, reward: Mix, video: Video, log: Log)
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How a step's answers come about. Example: answered, taken = sampler.answers(session, log)."""
+    """How a step's answers come about. Example: for answered, _ in sampler.answers(session, log): …"""
 
     questions: Sequence[Question]
     count: int  # questions a step
@@ -96,6 +101,7 @@ class Sampler:
     reward: Mix
     heats: tuple[float, ...]  # [G] temperatures
     max_tokens: int
+    row_tokens: int  # prefix tokens held at once
     seed: int
 
     def __post_init__(self) -> None:
@@ -103,27 +109,49 @@ class Sampler:
             why = f"films that cannot be used left {len(self.questions)}, a step asks {self.count} different ones"
             raise UserError("too few questions to ask", why=why, fix=f"--questions {len(self.questions)}")
 
-    def answers(self, session: Session, log: Log) -> tuple[Rollout, int]:
-        """Scored answers to all questions asked in the step, and the place of the walk over questions after them."""
-        step, taken = session.progress.step, session.progress.taken
-        engine = LocalEngine(session.model, session.films.features, f"step-{step}")
-        asked: Rollout | None = None
-        for draw in range(1 + self.refill):
-            taken = epoch_fits(taken, self.count, len(self.questions))
+    def looks(self, session: Session, log: Log) -> Iterator[list[Look]]:
+        """The step's draws of questions, each encoded; those on one film are neighbours. The walk over questions goes
+        on in session.progress.taken.
+        """
+        for _ in range(1 + self.refill):
+            taken = epoch_fits(session.progress.taken, self.count, len(self.questions))
             picked = [self.questions[i] for i in batch(self.seed, len(self.questions), taken, self.count)]
-            taken += self.count
-            looks = [Look(q, self.video.policy(q, keyed(self.seed, "frames", step, q.id))) for q in picked]
-            encode(session.films, looks, log)
-            with log.phase("rollout"):
-                key = (self.seed, "answers", step, draw)
-                groups = answer(engine, session.films, looks, self.heats, self.max_tokens, *key)
-            with log.phase("reward"):
-                new = scored(looks, groups, self.reward)
-            asked = new if asked is None else asked + new
-            if len(differing(asked).looks) >= self.count:
-                break
-        assert asked is not None
-        return asked, taken
+            session.progress = replace(session.progress, taken=taken + self.count)
+            step = session.progress.step
+            asked = [Look(q, self.video.policy(q, keyed(self.seed, "frames", step, q.id))) for q in picked]
+            first = {look.seen(): place for place, look in reversed(list(enumerate(asked)))}
+            asked.sort(key=lambda look: first[look.seen()])
+            encode(session.films, asked, log)
+            yield asked
+
+    def answers(self, session: Session, log: Log, keep: Keeper | None = None) -> Iterator[tuple[Rollout, list[Kept]]]:
+        """Scored answers to the step's questions, batch by batch, until enough groups differ; with `keep` also the
+        prefills that were kept for training, which the next batch needs the room of.
+        """
+        engine = LocalEngine(session.model, session.films.features, f"step-{session.progress.step}", self.row_tokens)
+        found = 0
+        for number, looks in enumerate(self.looks(session, log)):
+            key = (self.seed, "answers", session.progress.step, number)
+            batches = answer_kept(
+                engine, session.films, looks, self.heats, self.max_tokens, keep or (lambda _: "nothing"), *key
+            )
+            while (one := _timed(batches, log)) is not None:
+                asked, kept = one
+                with log.phase("reward"):
+                    new = scored(asked, [group for each in kept for group in each.groups], self.reward)
+                found += len(differing(new).looks)
+                yield new, kept if keep else []
+                del one, kept
+            if found >= self.count:
+                return
+
+
+Batches = Iterator[tuple[list[Look], list[Kept]]]
+
+
+def _timed(batches: Batches, log: Log) -> tuple[list[Look], list[Kept]] | None:
+    with log.phase("rollout"):
+        return next(batches, None)
 
 
 def differing(answered: Rollout) -> Rollout:
@@ -141,25 +169,20 @@ def kept(answered: Rollout, algorithm: Algorithm, most: int) -> Rollout:
     return mixed.chosen([place < most for place in range(len(mixed.looks))])
 
 
-def overlong(kept: Rollout, max_tokens: int, margin: int) -> Tensor | None:
-    """DAPO's soft punishment of answers in the last `margin` tokens before the limit; None if it is off."""
-    if not margin or not kept.looks:
-        return None
-    return overlong_penalty(kept.length_NG, max_tokens=max_tokens, margin=margin)
-
-
-def advantages(answered: Rollout, algorithm: Algorithm, penalty_NG: Tensor | None) -> Tensor:
-    """[N, G] by the algorithm, of rewards with the length penalty."""
-    return algorithm.advantage(answered.reward_NG if penalty_NG is None else answered.reward_NG + penalty_NG)
+def shaped(answered: Rollout, max_tokens: int, margin: int) -> Tensor:
+    """Rewards [N, G] with DAPO's soft punishment of answers in the last `margin` tokens before the limit; 0 = off."""
+    if not margin or not answered.looks:
+        return answered.reward_NG
+    return answered.reward_NG + overlong_penalty(answered.length_NG, max_tokens=max_tokens, margin=margin)
 
 
 def minibatches(
-    kept: Rollout, algorithm: Algorithm, penalty_NG: Tensor | None, epochs: int, count: int
+    kept: Rollout, reward_NG: Tensor, algorithm: Algorithm, epochs: int, count: int
 ) -> Iterator[tuple[Rollout, Tensor]]:
     """Whole groups with their advantages over all of `kept`, in `count` parts a pass, `epochs` passes."""
     if not kept.looks:
         return
-    advantage_NG = advantages(kept, algorithm, penalty_NG)
+    advantage_NG = algorithm.advantage(reward_NG)
     size = -(-len(kept.looks) // count)
     for _ in range(epochs):
         for start in range(0, len(kept.looks), size):
@@ -167,27 +190,55 @@ def minibatches(
             yield part, advantage_NG[start : start + size]
 
 
-def backward_groups(
-    session: Session, part: Rollout, weights: Weights, loss: Loss, tokens: int, *, on_policy: bool, temperature: float
-) -> Sums:
-    """Adds the gradients of the summed loss of `part`, in packed rows of at most `tokens` tokens.
+Item = tuple[Prompt, list[tuple[int, ...]], list[list[float]], list[tuple[float, ...]]]  # columns of `pack`
 
-    The policy is the distribution that was sampled from, so probabilities are taken at the sampling `temperature`.
+
+def _item(group: Group, weight_G: Sequence[float]) -> Item:
+    return (
+        group.prompt,
+        [answer.ids for answer in group.answers],
+        [[weight] * len(answer.ids) for weight, answer in zip(weight_G, group.answers, strict=True)],
+        [answer.logprob for answer in group.answers],
+    )
+
+
+def backward_groups(session: Session, part: Rollout, weights: Weights, objective: Objective, row_tokens: int) -> Sums:
+    """Adds the gradients of the summed loss of `part`, in packed rows of at most `row_tokens` prefix tokens.
+
+    The policy is the distribution that was sampled from, so probabilities are taken at the sampling temperature.
     """
-    items = [
-        (
-            group.prompt,
-            [answer.ids for answer in group.answers],
-            [[weight] * len(answer.ids) for weight, answer in zip(own, group.answers, strict=True)],
-            [answer.logprob for answer in group.answers],
-        )
-        for group, own in zip(part.groups, weights.weight_NG.tolist(), strict=True)
-    ]
+    items = [_item(group, own) for group, own in zip(part.groups, weights.weight_NG.tolist(), strict=True)]
     sums = Sums()
-    for run in chunks(items, lambda item: len(item[0].ids) + sum(map(len, item[1])), tokens):
-        row = pack(*(list(column) for column in zip(*run, strict=True)))
-        sums += backward(session.model, session.films.features, row, loss, on_policy=on_policy, temperature=temperature)
+    for run in chunks(items, lambda item: len(item[0].ids), row_tokens):
+        row = pack(*(list(column) for column in zip(*run, strict=True)), lead=lead(session.model))
+        scale = session.passes.scale(session.progress.step, run[0][0].id)
+        sums += backward(session.model, session.films.features, row, objective, session.passes, scale=scale)
     return sums
+
+
+def backward_kept(
+    session: Session, prefills: Sequence[Kept], part: Rollout, weights: Weights, objective: Objective
+) -> Sums:
+    """The same on the rollout's own prefills: the groups of `part` learn, prefills without any are let go."""
+    learned = {id(group): own for group, own in zip(part.groups, weights.weight_NG.tolist(), strict=True)}
+    sums = Sums()
+    for kept in prefills:
+        if not any(id(group) in learned for group in kept.groups):
+            continue
+        items = [
+            _item(group, learned[id(group)]) if id(group) in learned else (group.prompt, [], [], [])
+            for group in kept.groups
+        ]
+        row = pack(*(list(column) for column in zip(*items, strict=True)), lead=lead(session.model))
+        scale = session.passes.scale(session.progress.step, kept.groups[0].prompt.id)
+        sums += backward(session.model, session.films.features, row, objective, session.passes, kept.made, scale)
+    return sums
+
+
+def keeper(session: Session) -> Keeper:
+    """What a prefill keeps in this step: all that its backward needs, nothing where there will be none."""
+    step, passes, aside = session.progress.step, session.passes, lead(session.model) > 0
+    return lambda prompts: "nothing" if aside else passes.kept(step, prompts[0].id)
 
 
 def health(answered: Rollout) -> dict[str, float]:

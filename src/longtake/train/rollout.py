@@ -6,17 +6,19 @@ N questions, G answers each.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from longtake.engines.local import Kept, LocalEngine
 from longtake.protocols import Engine
-from longtake.records import Draw, Group, Question
+from longtake.records import Draw, Group, Prompt, Question
 from longtake.rewards.format import format_reward
 from longtake.rewards.mix import Mix, accuracy
 from longtake.runtime.films import Films, Look
+from longtake.runtime.prefix import Keep
 from longtake.train.keys import keyed
 
 
@@ -43,7 +45,7 @@ class Rollout:
 
     @property
     def reward_NG(self) -> Tensor:
-        return torch.tensor([[score.reward for score in own] for own in self.scores])
+        return torch.tensor([[score.reward for score in own] for own in self.scores], dtype=torch.float64)
 
     @property
     def length_NG(self) -> Tensor:
@@ -74,6 +76,9 @@ class Rollout:
         return Rollout(self.looks + other.looks, self.groups + other.groups, self.scores + other.scores)
 
 
+NOTHING = Rollout((), (), ())
+
+
 def draws(question: Question, temperatures: Sequence[float], *key: object) -> list[Draw]:
     """One draw for every temperature; the seed depends on `key`, the question and the answer's place alone."""
     return [Draw(heat, keyed(*key, question.id, place)) for place, heat in enumerate(temperatures)]
@@ -101,6 +106,24 @@ def answer(
     """The first half of `rollout`: answers without scores."""
     prompts = [films.prompt(look) for look in looks]
     return engine.generate(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens)
+
+
+def answer_kept(
+    engine: LocalEngine,
+    films: Films,
+    looks: Sequence[Look],
+    temperatures: Sequence[float],
+    max_tokens: int,
+    keep: Callable[[Sequence[Prompt]], Keep],
+    *key: object,
+) -> Iterator[tuple[list[Look], list[Kept]]]:
+    """`answer` for training, a batch at a time, with the prefills that training goes on with."""
+    prompts = [films.prompt(look) for look in looks]
+    start = 0
+    for kept in engine.rollout(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens, keep):
+        stop = start + sum(len(one.groups) for one in kept)
+        yield list(looks[start:stop]), kept
+        start = stop
 
 
 def scored(looks: Sequence[Look], groups: Sequence[Group], reward: Mix) -> Rollout:

@@ -6,25 +6,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from longtake.config import option
 from longtake.data.cache import FrameTier, Quarantine
 from longtake.data.rows import Bad
 from longtake.errors import UserError
 from longtake.log import Log
 from longtake.log.files import write_jsonl
+from longtake.models.adapters import prepare
 from longtake.protocols import Model
-from longtake.records import FramePolicy, Question
+from longtake.records import FramePolicy, Prompt, Question
 from longtake.runtime.features import FeatureStore
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model, tower_fingerprint
 from longtake.runtime.words import unknown
 from longtake.train import resume
-from longtake.train.settings import Optim, Video
-from longtake.train.step import adamw
+from longtake.train.adapter_settings import Adapter
+from longtake.train.memory import Memory, PrefixGradient, probability
+from longtake.train.selfcheck import check
+from longtake.train.settings import Dtype, Optim, Video
+from longtake.train.step import Passes, adamw, count_bad, step_optimizer
 
 Row = TypeVar("Row")
 
@@ -39,6 +44,28 @@ class Session:
     params: list[nn.Parameter]
     progress: resume.Progress
     folder: Path
+    passes: Passes
+    bad: int = 0  # optimizer steps in a row without a finite gradient
+    checked: bool = False  # the fast path against the plain one, on this run's data
+
+    def check(self, prompt: Prompt, answers: Sequence[Sequence[int]], log: Log) -> None:
+        """The first time, compares fast and plain path on these answers and says how they agree. Raises UserError."""
+        if self.checked:
+            return
+        self.checked = True
+        with torch.no_grad():
+            films = self.films.features([prompt.features] if prompt.features else [])
+        log.note(str(check(self.model, self.params, prompt, answers, films, self.passes)))
+
+    def step(self, count: float, optim: Optim, steps: int) -> float:
+        """One optimizer step with the gradients there are, divided by `count`; returns their norm.
+
+        Raises UserError if none is finite any more.
+        """
+        rate = optim.rate(self.progress.step, steps)
+        norm = step_optimizer(self.optimizer, self.params, count=count, lr=rate, max_norm=optim.max_grad_norm)
+        self.bad = count_bad(norm, self.bad)
+        return norm
 
     def checkpoint(self) -> Path:
         """Writes where the run stands; the one before is dropped once this one is whole."""
@@ -49,14 +76,37 @@ class Session:
         return resume.save_model(self.folder / "model", self.model)
 
 
-def open_session(
-    name: str, folder: Path, video: Video, optim: Optim, log: Log, *, train_vision: bool, dtype: str
-) -> Session:
-    """Loads the newest checkpoint of `folder`, else the model `name`; metrics after the checkpoint are dropped."""
+class Trains(Protocol):
+    """The config of a recipe that trains, as far as opening its session goes."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def out(self) -> Path: ...
+    @property
+    def dtype(self) -> Dtype: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def video(self) -> Video: ...
+    @property
+    def optim(self) -> Optim: ...
+    @property
+    def adapter(self) -> Adapter: ...
+    @property
+    def prefix_gradient(self) -> PrefixGradient: ...
+    @property
+    def memory(self) -> Memory: ...
+
+
+def open_session(config: Trains, log: Log, *, train_vision: bool = False) -> Session:
+    """Loads the newest checkpoint of the run's folder, else its model; metrics after the checkpoint are dropped."""
+    folder, optim, own = config.out, config.optim, config.adapter
     found = resume.latest(folder / "checkpoints")
     progress = found[0] if found else resume.Progress()
     with log.phase("load"):
-        model = _model(found[1] if found else None, name, dtype)
+        model = _model(found[1] if found else None, config.model, config.dtype)
+    prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
     for part in model.tower.parameters():
         part.requires_grad_(train_vision)
     params = [p for p in model.net.parameters() if p.requires_grad]
@@ -69,8 +119,10 @@ def open_session(
         log.note(f"begins again at step 1: {lost} steps were made but no checkpoint is in {folder / 'checkpoints'}")
     if train_vision:
         log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
-    films = open_films(model, video, folder, frozen=not train_vision)
-    return Session(model, films, optimizer, params, progress, folder)
+    films = open_films(model, config.video, folder, frozen=not train_vision)
+    keep = config.memory.keep if config.memory.keep != "auto" else "graph"
+    passes = Passes(keep, config.memory.answer_tokens, probability(config.prefix_gradient), config.seed)
+    return Session(model, films, optimizer, params, progress, folder, passes)
 
 
 def _model(checkpoint: Path | None, name: str, dtype: str) -> Model:
@@ -104,10 +156,17 @@ def read_rows(
 
 
 def open_films(model: Model, video: Video, folder: Path, *, frozen: bool) -> Films:
-    """Films of a run; tier and features are shared with other runs where `video` names their folders."""
+    """Films of a run; tier and features are shared with other runs where `video` names their folders.
+
+    Raises UserError for settings of features that a tower in training would ignore.
+    """
     store = None
     if frozen:
-        store = FeatureStore(video.features or folder / "features", tower_fingerprint(model), model.net.dtype)
+        quotas = video.features_ram, video.features_disk
+        store = FeatureStore(video.features, tower_fingerprint(model), model.net.dtype, *quotas)
+    elif idle := sorted(video.model_fields_set & {"features", "features_ram", "features_disk"}):
+        why = "the vision tower is trained: features are made anew in every step"
+        raise UserError("nothing is cached", where=option(f"video.{idle[0]}"), why=why, fix="leave it out")
     return Films(model, FrameTier(video.tier or folder / "tier"), store, Quarantine(folder))
 
 
@@ -122,12 +181,16 @@ def decode(
 
     `policies` of a question; without it those of `video`.
 
-    Raises UserError if more films failed than `video.most_failed` allows, or all.
+    Raises UserError if more films failed than `video.most_failed` allows, or all; for a cap of frames that caps none.
     """
     wants: dict[str, list[FramePolicy]] = {}
     for question in questions:
         if question.video is not None:
             wants.setdefault(question.video, []).extend((policies or video.policies)(question))
+    films.rated |= any(policy.fps is not None for own in wants.values() for policy in own)
+    if wants and "max_frames" in video.model_fields_set and not films.rated:
+        why, fix = "neither the run nor a row gives frames a second (fps), which it caps", "leave it out"
+        raise UserError("the cap has no effect", where="--video.max-frames", why=why, fix=fix)
     with log.phase("decode"), counted(log, "films", len(wants)) as progress:
         films.decode({path: list(dict.fromkeys(policies)) for path, policies in wants.items()}, video.workers, progress)
     films.quarantine.must_not_exceed(video.most_failed, tuple(wants))
@@ -147,21 +210,13 @@ def decode(
 
 
 def encode(films: Films, looks: Sequence[Look], log: Log) -> None:
-    """Encodes what is missing, counted as phase `encode`; the first time, says what all features will take on disk."""
+    """Encodes what is missing, counted as phase `encode`; the next step's row says how much was there: features_hit."""
     if films.store is None:
         return
+    log.count("features", films.store.counts.numbers)
     with log.phase("encode"), counted(log, "frame sets", len(looks)) as progress:
-        films.encode(looks, progress)
-    if films.sets:
-        handles = [films.prompt(look).features for look in looks]
-        sizes = [made.level_LNE.nbytes for made in films.features([handle for handle in handles if handle])]
-        if sizes:
-            total = films.sets * sum(sizes) / len(sizes) / 2**30
-            log.note(f"features of {films.sets} sets of frames take about {total:.2g} GiB in {films.store.folder}")
-        films.sets = 0
-    if films.store.damaged:
-        log.note(f"{films.store.damaged} damaged files of features in {films.store.folder} moved aside and made again")
-        films.store.damaged = 0
+        asked, missing = films.encode(looks, progress, log.note)
+    log.share("features_hit", asked - missing, asked)
 
 
 @contextmanager

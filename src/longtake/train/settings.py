@@ -31,8 +31,10 @@ class Video(Settings):
     workers: int = Field(2, ge=1, description="processes that decode")
     tier: Path | None = Field(None, description="folder of decoded frames, shared by runs (default: in the run folder)")
     features: Path | None = Field(
-        None, description="folder of encoded features, shared by runs (default: in the run folder)"
+        None, description="folder of encoded features, shared by runs (default: none, they stay in memory)"
     )
+    features_ram: float = Field(8.0, ge=0, description="GiB of features kept in memory; the others are encoded again")
+    features_disk: float = Field(200.0, gt=0, description="GiB of features kept on disk; the oldest give way")
     most_failed: float = Field(
         0.1, ge=0, le=1, description="share of films that may be quarantined before the run ends"
     )
@@ -44,6 +46,8 @@ class Video(Settings):
             raise ValueError("frames, fps and seconds exclude each other: give one")
         if self.seconds is not None and {"start", "end"} & given:
             raise ValueError("seconds are the times themselves: leave start and end out")
+        if self.features is None and "features_disk" in given:
+            raise ValueError("features_disk has no effect without a folder: name it in features")
         if not self.frames or min(self.frames) < 1:
             raise ValueError("frames must be one or more numbers from 1 on")
         return self

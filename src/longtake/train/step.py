@@ -2,7 +2,7 @@
 
 It never learns which algorithm wrote the weights.
 
-T packed tokens, R answer tokens, E model width, L feature levels.
+R answer tokens, A those that are fed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from longtake.errors import UserError
-from longtake.maths.attention import Row
 from longtake.maths.logprob import score_tokens
 from longtake.maths.loss import Loss, LossTerms
+from longtake.maths.pack import answer_rows, stem
 from longtake.protocols import Model
-from longtake.records import Features, PrefixRow
-from longtake.runtime.features import fill
+from longtake.records import AnswerRow, PrefixRow
+from longtake.runtime.prefix import Keep, Prefill, extend, finish
+from longtake.runtime.rows import FeaturesOf, compute, lead
+from longtake.train.keys import keyed
 
 MOST_BAD = 5  # steps in a row without a finite gradient
-ON_DEVICE = ("position_3T", "visual_T", "predict_R", "target_R", "weight_R", "old_logprob_R", "answer_R")
+ON_DEVICE = ("position_3A", "target_R", "weight_R", "old_logprob_R", "answer_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +48,73 @@ class Sums:
         return {"entropy": self.entropy / tokens, "clipped": self.clipped / tokens, "kl": self.kl / tokens}
 
 
-FeaturesOf = Callable[[Sequence[str]], list[Features]]  # handles in row order → features
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is minimised. Example: Objective(cross_entropy, on_policy=True)."""
+
+    loss: Loss
+    on_policy: bool  # the weights are those that sampled: the ratio is 1, old log-probabilities are the new ones
+    temperature: float = 1.0  # of the policy, as it sampled; 1 for supervised rows
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How rows go through the network; nothing of it changes the gradient, but for prefix_gradient below 1.
+
+    Example: Passes("layers", answer_tokens=4096, prefix_gradient=0.25).
+    """
+
+    keep: Keep = "graph"  # what a prefill keeps for its backward
+    answer_tokens: int = 16384  # in one forward and backward on a prefill
+    prefix_gradient: float = 1.0  # probability of the backward through a prefix, which then counts 1/p; 0 = never
+    seed: int = 0
+
+    def scale(self, *key: object) -> float:
+        """By what the gradient through the prefix named `key` is multiplied: 1/p, or 0 where it is left out."""
+        p = self.prefix_gradient
+        return 1 / p if keyed(self.seed, "prefix gradient", *key) < p * 2**63 else 0.0
+
+    def kept(self, *key: object) -> Keep:
+        """What that prefix's prefill must keep."""
+        return self.keep if self.scale(*key) else "nothing"
+
+
+EXACT = Passes()
 
 
 def backward(
-    model: Model, features: FeaturesOf, row: PrefixRow, loss: Loss, *, on_policy: bool, temperature: float = 1.0
+    model: Model,
+    features: FeaturesOf,
+    row: PrefixRow,
+    objective: Objective,
+    passes: Passes = EXACT,
+    made: Prefill | None = None,
+    scale: float = 1.0,
 ) -> Sums:
-    """Forward and backward of one packed row; gradients of the SUMMED loss are added to the parameters'.
+    """Gradients of the SUMMED loss of one packed row are added to the parameters': prefixes, answers, prefixes back.
 
-    on_policy: the weights are those that sampled, so the ratio is 1 and the old log-probabilities are the new ones.
-    temperature: of the policy, as it sampled; 1 for supervised rows.
+    made: the row's prefixes as the rollout computed them, with these weights; without it they are computed here.
+    scale: of the gradient through the prefixes; 0 leaves that out.
     """
-    device = model.net.device
-    row = replace(row, **{name: getattr(row, name).to(device) for name in ON_DEVICE})
-    films = features([handle for handle in row.features if handle is not None])
-    embed_TE, deepstack_LNE = fill(model, row.ids_T, row.visual_T, films)
-    hidden_TE = model.hidden(embed_TE, row.position_3T, row.visual_T, deepstack_LNE, Row(row.layout))
-    scored = score_tokens(model.head, hidden_TE[row.predict_R], row.target_R, temperature=temperature)
-    old_R = scored.logprob_R.detach() if on_policy else row.old_logprob_R
-    terms: LossTerms = loss(scored.logprob_R, old_R, row.weight_R, row.answer_R)
+    if made is None:
+        made = compute(model, stem(row), features, passes.keep if scale and not lead(model) else "nothing")
+    sums = Sums()
+    for part in answer_rows(row, passes.answer_tokens):
+        sums += _answers(model, made, part, objective)
+    if made.keep != "nothing":
+        finish(model, made, scale)
+    return sums
+
+
+def _answers(model: Model, made: Prefill, row: AnswerRow, objective: Objective) -> Sums:
+    """The same for some answers on their prefixes, whose share of the gradient stays in `made`."""
+    row = replace(row, **{name: getattr(row, name).to(model.net.device) for name in ON_DEVICE})
+    hidden_RE = extend(model, made, row)
+    scored = score_tokens(model.head, hidden_RE, row.target_R, temperature=objective.temperature)
+    old_R = scored.logprob_R.detach() if objective.on_policy else row.old_logprob_R
+    terms: LossTerms = objective.loss(scored.logprob_R, old_R, row.weight_R, row.answer_R)
     terms.total.backward()
-    live_R = row.weight_R != 0
-    entropy = torch.where(live_R, scored.entropy_R, 0).sum()
+    entropy = torch.where(row.weight_R != 0, scored.entropy_R, 0).sum()
     return Sums(*(float(x.detach()) for x in (terms.total, entropy, terms.clipped, terms.kl_k3, terms.count)))
 
 

@@ -20,11 +20,14 @@ from longtake.maths.pack import pack
 from longtake.records import Example, Prompt, Question
 from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
+from longtake.runtime.rows import lead
 from longtake.train.keys import batch, keyed
 from longtake.train.rollout import rollout
 from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
-from longtake.train.step import Sums, backward, chunks
+from longtake.train.step import Objective, Sums, backward, chunks
+
+OBJECTIVE = Objective(cross_entropy, on_policy=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +76,21 @@ def tokens_of(tokenizer: Any, end: int, spans: tuple[Any, ...]) -> tuple[tuple[i
 
 
 def backward_items(session: Session, items: Sequence[Item], row_tokens: int) -> tuple[Sums, float]:
-    """Adds the gradients of Σ -weight · log p, in packed rows; returns the sums and the sum of weights.
+    """Adds the gradients of Σ -weight · log p, in rows of about `row_tokens`; returns the sums and all weights' sum.
 
     Raises UserError if no token of the step has a weight.
     """
     sums, count = Sums(), 0.0
     for run in chunks(items, lambda each: each.tokens, row_tokens):
-        row = pack([each.prompt for each in run], [each.ids for each in run], [each.weights for each in run])
+        row = pack(
+            [each.prompt for each in run],
+            [each.ids for each in run],
+            [each.weights for each in run],
+            lead=lead(session.model),
+        )
         count += float(row.weight_R.sum())
-        sums += backward(session.model, session.films.features, row, cross_entropy, on_policy=True)
+        scale = session.passes.scale(session.progress.step, run[0].prompt.id)
+        sums += backward(session.model, session.films.features, row, OBJECTIVE, session.passes, scale=scale)
     if count <= 0:
         ids = ", ".join(each.prompt.id for each in items[:3])
         raise UserError("a step has nothing to learn: the weights of its rows add up to 0", where=f"rows {ids} …")

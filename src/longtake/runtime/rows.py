@@ -1,0 +1,45 @@
+"""Prefills of real models: from prompts and handles of features to keys and values, the adapter on or off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from longtake.maths.pack import pack
+from longtake.protocols import Model
+from longtake.records import Features, PrefixRow, Prompt
+from longtake.runtime.inputs import fill
+from longtake.runtime.prefix import Keep, Prefill, prefill
+
+FeaturesOf = Callable[[Sequence[str]], list[Features]]  # handles in row order → features
+
+
+def lead(model: Model) -> int:
+    """Tokens at the end of a prompt that begin each answer: under an activated LoRA the assistant header, else none."""
+    return len(model.header) if model.adapter is not None and model.adapter.kind == "alora" else 0
+
+
+def bare(model: Model, prompts: Sequence[Prompt]) -> PrefixRow:
+    """A row of these prompts without answers."""
+    none: list[list[list[int]]] = [[] for _ in prompts]
+    return pack(prompts, none, none, lead=lead(model))
+
+
+def compute(model: Model, row: PrefixRow, features: FeaturesOf, keep: Keep) -> Prefill:
+    """The prefixes of a row without answers; by the base model alone under an activated LoRA."""
+    device = model.net.device
+    row = replace(row, position_3T=row.position_3T.to(device), visual_T=row.visual_T.to(device))
+    handles = [handle for handle in row.features if handle is not None]
+    inputs = partial(_filled, model, row.ids_T, row.visual_T, features, handles)
+    with model.adapter.off() if model.adapter is not None and lead(model) else nullcontext():
+        return prefill(model, row, inputs, keep)
+
+
+def _filled(
+    model: Model, ids_U: Tensor, visual_U: Tensor, features: FeaturesOf, handles: Sequence[str]
+) -> tuple[Tensor, Tensor | None]:
+    return fill(model, ids_U, visual_U, features(handles))

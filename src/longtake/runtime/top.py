@@ -1,0 +1,147 @@
+"""What a pass over prefixes keeps, and the last layer of it, of which only keys, values and segment ends are alive.
+
+U prefix tokens, S inner segments, H heads, K key/value heads, D head width, E model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from longtake.maths.attention import shared_prefix_attention
+from longtake.records import Layout
+
+
+@dataclass(slots=True)
+class Call:
+    """One layer's call: its input after any DeepStack addition, and all else it was given."""
+
+    hidden: Tensor  # [1, U, E]
+    other: dict[str, Any]  # transformers' keywords
+
+
+class Kept:
+    """Attention of a row of prefixes that keeps keys and values as the layers make them."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.kv: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        self.kv.append((k, v))
+        return shared_prefix_attention(q, k, v, self.layout, scale=scale)
+
+
+class Pass(Kept):
+    """The same for a whole pass, in which the last layer is called for the ends of segments alone."""
+
+    def __init__(self, layers: nn.ModuleList, layout: Layout, *, note: bool) -> None:
+        """`note`: keep every layer's call in `calls`."""
+        super().__init__(layout)
+        self.layers, self.note = layers, note
+        self.calls: list[Call] = []
+        self._met = 0
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Sees the layers' calls of one pass through the model."""
+        handles = [layer.register_forward_pre_hook(self._see, with_kwargs=True) for layer in self.layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _see(self, layer: nn.Module, args: tuple[Tensor, ...], other: dict[str, Any]) -> Any:
+        (hidden,) = args
+        self._met += 1
+        if self.note:
+            self.calls.append(Call(hidden, other))
+        if self._met < len(self.layers):
+            return None
+        k, v = keys(layer, hidden, other)
+        self.kv.append((k, v))
+        return at_ends(hidden, other, k, v, self.layout)
+
+
+class _Enough(Exception):
+    """The keys and values are there: the rest of the layer is not needed."""
+
+
+class _Keys:
+    """Attention that takes keys and values and ends the layer's call."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        self.kv = (k, v)
+        raise _Enough
+
+
+def keys(layer: nn.Module, hidden: Tensor, other: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """A layer's keys and values, and nothing else of it."""
+    taken = _Keys()
+    try:
+        layer.forward(hidden, **other | {"attention": taken})
+    except _Enough:
+        return taken.kv
+    raise ValueError(f"{type(layer).__name__} never called the attention function: is it a recurrent layer?")
+
+
+@dataclass(frozen=True, slots=True)
+class _AtEnds:
+    """Attention of every segment's last token, whose own key is among `k`."""
+
+    k: Tensor  # [1, K, U, D]
+    v: Tensor
+    layout: Layout
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        out = []
+        for number, path in enumerate(_paths(self.layout)):
+            keys, values = (
+                torch.cat([x[:, :, start:stop] for start, stop in path], 2)
+                if len(path) > 1
+                else x[:, :, slice(*path[0])]
+                for x in (self.k, self.v)
+            )
+            own = q[:, :, number : number + 1]
+            out.append(scaled_dot_product_attention(own, keys, values, scale=scale, enable_gqa=True))
+        return torch.cat(out, 2)
+
+
+def _paths(layout: Layout) -> list[list[tuple[int, int]]]:
+    """For every inner segment of a stem, what its last token reads: its ancestors and itself, as (start, stop)."""
+    paths: list[list[tuple[int, int]]] = []
+    above: list[tuple[int, tuple[int, int]]] = []  # (stop of its descendants, (start, stop))
+    for segment in layout.segments:
+        while above and above[-1][0] <= segment.start:
+            above.pop()
+        own = (segment.start, segment.start + segment.length)
+        above.append((segment.stop, own))
+        paths.append([span for _, span in above])
+    return paths
+
+
+def _end_places(layout: Layout) -> Tensor:
+    """[S] where every segment of a stem ends."""
+    return torch.tensor([segment.start + segment.length - 1 for segment in layout.segments])
+
+
+def at_ends(
+    hidden: Tensor, other: dict[str, Any], k: Tensor, v: Tensor, layout: Layout
+) -> tuple[tuple[Tensor], dict[str, Any]]:
+    """The last layer's arguments for the ends of segments alone: position embeddings are cut along the tokens."""
+    place_S = _end_places(layout).to(hidden.device)
+    cos, sin = other["position_embeddings"]
+    cut = {"position_embeddings": (cos[..., place_S, :], sin[..., place_S, :]), "attention": _AtEnds(k, v, layout)}
+    return (hidden[:, place_S],), other | cut
+
+
+def first(out: Any) -> Tensor:
+    """A layer's hidden states: older transformers return them in a tuple."""
+    return out[0] if isinstance(out, tuple) else out

@@ -1,0 +1,99 @@
+"""Out of memory, said so that the reader knows what to turn: which phase, how many tokens, what was held, three knobs.
+
+The numbers are those of the cost model (maths.room); what the allocator said is quoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from longtake.errors import UserError
+from longtake.maths.cost import Way, Work
+from longtake.maths.knobs import LITTLE, savings
+from longtake.maths.room import room
+from longtake.maths.shapes import Shape, shape_of
+from longtake.protocols import Model
+from longtake.records import Layout
+
+Phase = Literal["prefill", "generate", "answers", "prefix_backward"]
+CPU_WORDS = ("can't allocate memory", "DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
+KNOBS = 3
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was running. Example: Facts(shape, Work(64, 4480, 30), Way("exact", "graph"))."""
+
+    shape: Shape
+    work: Work
+    way: Way
+
+
+@contextmanager
+def explained(phase: Phase, facts: Callable[[], Facts]) -> Iterator[None]:
+    """Around one phase of a step: a failed allocation becomes a UserError. `facts` is asked only then.
+
+    Example: with explained("answers", lambda: facts_of(model, layout, frames=64, visual=4480, way=way)): …
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_oom(error):
+            raise
+        raise told(phase, facts(), error) from error
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether an allocator said no: CUDA's has a class of its own, the CPU's a RuntimeError with these words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (any(w in text for w in CPU_WORDS) or "out of memory" in text)
+
+
+def told(phase: Phase, facts: Facts, error: BaseException) -> UserError:
+    """Six lines: phase and tokens, what the allocator said, what was held, three knobs."""
+    shape, work, way = facts.shape, facts.work, facts.way
+    need = room(shape, work, way)
+    prefix, answers = work.inner.tokens, work.answers.tokens
+    parts = {
+        "weights": need.weights,
+        "gradients and optimizer": need.learning,
+        "prefix keys and values": need.kv,
+        "graph" if way.keep == "graph" else "layer inputs": need.kept,
+        "this phase": getattr(need, phase),
+    }
+    held = ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size >= LITTLE * need.at(phase))
+    found = [s for s in savings(shape, work, way, phase=phase) if s.bytes >= LITTLE * need.at(phase)]
+    turned = [f"{n}) {s.knob.words} saves {gb(s.bytes)}" for n, s in enumerate(found[:KNOBS], start=1)]
+    return UserError(
+        f"out of memory in {phase.replace('_', ' ')}: {prefix:,.0f} prefix tokens, {answers:,.0f} answer tokens",
+        where=" ".join(str(error).split())[:160] or type(error).__name__,
+        why=f"by the cost model {held}",
+        fix="\n      ".join(turned) or "a smaller model, or a device with more memory",
+    )
+
+
+def facts_of(model: Model, layout: Layout, way: Way, *, frames: int, visual: int, answer: int = 0) -> Facts:
+    """Facts of a row. frames, visual (tokens): of its films; answer: tokens of each, where the layout has none."""
+    answers = [segment.length for segment in layout.segments if not segment.inner]
+    leaves = [segment for segment in layout.segments if segment.inner]
+    questions = max(1, sum(1 for segment in leaves if segment.stop > segment.start + segment.length)) if answers else 1
+    prefix = layout.stem.total
+    group = max(1, round(len(answers) / questions))
+    length = answer or round(sum(answers) / max(1, len(answers)))
+    work = Work(max(frames, 1), visual, round((prefix - visual) / questions), questions, group, length)
+    return Facts(shape_of(model.net.config.to_dict()), work, way)
+
+
+def gb(size: float) -> str:
+    """Bytes for people. Example: gb(2.5e9) == "2.5 GB"."""
+    return f"{size / GB:.1f} GB" if abs(size) >= GB / 10 else f"{size / 1e6:.0f} MB"
