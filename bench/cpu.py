@@ -84,7 +84,16 @@ class Worker:
 
     def __init__(self, folder: Path, mode: str, setting: Setting, answer: int) -> None:
         sizes = map(str, (setting.frames, setting.group, answer))
-        command = [sys.executable, "-m", "longtake.cli.environment", "-m", "bench.cpu_worker", str(folder), mode, *sizes]
+        command = [
+            sys.executable,
+            "-m",
+            "longtake.cli.environment",
+            "-m",
+            "bench.cpu_worker",
+            str(folder),
+            mode,
+            *sizes,
+        ]
         self.mode, self.heard = mode, folder / f"{mode}.log"
         with self.heard.open("w") as errors:
             self.process = subprocess.Popen(

@@ -47,10 +47,11 @@ def same(got, want):
         assert_close(a, b, rtol=EXACT, atol=EXACT)
 
 
-@pytest.mark.parametrize("scores", [1, 100, 2**26])
+@pytest.mark.parametrize(("scores", "tile"), [(1, (1, 1)), (100, (4, 100)), (2**26, (3, 2**18)), (60, (1024, 60))])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_atens_kernel_however_it_is_sliced(monkeypatch, shape, scores):
+def test_equals_atens_kernel_however_it_is_sliced(monkeypatch, shape, scores, tile):
     monkeypatch.setattr(kernels, "SCORES", scores)
+    monkeypatch.setattr(kernels, "TILE", tile)
     q, k, v, grad = block(*shape)
     out, lse = flash(q, k, v, shape[-1])
     same(kernels.forward(q, k, v, causal=shape[-1], scale=SCALE), (out, lse))
@@ -58,9 +59,11 @@ def test_equals_atens_kernel_however_it_is_sliced(monkeypatch, shape, scores):
     same(got, flash_backward(grad, q, k, v, out, lse, shape[-1]))
 
 
+@pytest.mark.parametrize("tile", [(1024, 2**18), (3, 100)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_backward_of_a_joined_pair_with_padded_queries(shape):
+def test_backward_of_a_joined_pair_with_padded_queries(monkeypatch, shape, tile):
     """As in shared-prefix attention: output and log-sum-exp of more keys than these, and queries that are padding."""
+    monkeypatch.setattr(kernels, "TILE", tile)
     q, k, v, grad = block(*shape)
     out, lse = flash(q, k, v, shape[-1])
     out, lse = out * 0.5 + grad.flip(-1), lse + normal(9, *lse.shape).detach().abs()
@@ -75,11 +78,35 @@ def test_no_slice_has_more_scores_than_allowed(monkeypatch):
     scores = kernels._scores
     monkeypatch.setattr(kernels, "SCORES", 200)
     monkeypatch.setattr(kernels, "_scores", lambda *a: sizes.append((x := scores(*a)).numel()) or x)
-    q, k, v, grad = block(2, 4, 2, 10, 10, False)
-    out, lse = kernels.forward(q, k, v, causal=False, scale=SCALE)
+    q, k, v, _ = block(2, 4, 2, 10, 10, False)
+    kernels.forward(q, k, v, causal=False, scale=SCALE)
     assert sizes == [160] * 5  # two queries of 2 spans × 4 heads × 10 keys
-    kernels.backward(grad, q, k, v, out, lse, causal=False, scale=SCALE)
-    assert sizes == [160] * 10
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_tiles_cover_every_score_once_and_are_small(monkeypatch, causal):
+    monkeypatch.setattr(kernels, "TILE", (4, 64))
+    q, k, _, _ = block(2, 4, 2, 10, 10, causal)
+    count = torch.zeros(10, 10, dtype=torch.int64)
+    for rows, keys, later in kernels._tiles(q, k, causal):
+        assert 4 * (rows.stop - rows.start) * (keys.stop - keys.start) <= 64  # 2 spans × 2 key heads
+        places = slice(rows.start // 2, rows.stop // 2)
+        read = torch.ones(keys.stop - keys.start, places.stop - places.start, dtype=torch.int64)
+        if later is not None:
+            read[-len(later) :][later] = 0
+        count[places, keys] += read.T
+    assert torch.equal(count, torch.ones_like(count).tril() if causal else torch.ones_like(count))
+
+
+def test_a_score_that_overflows_although_it_is_masked():
+    """A later key that would have an infinite power."""
+    q = torch.full((1, 1, 3, 2), 60.0, dtype=torch.float64)
+    k = q * torch.arange(3.0, dtype=torch.float64)[:, None]
+    v = grad = torch.ones_like(q)
+    out, lse = flash(q, k, v, True)
+    got = kernels.backward(grad, q, k, v, out, lse, causal=True, scale=SCALE)
+    assert torch.exp((q @ k.mT * SCALE)[0, 0, 0, 2] - lse[0, 0, 0]) == torch.inf
+    same(got, flash_backward(grad, q, k, v, out, lse, True))
 
 
 def test_half_precision_is_computed_in_float32():

@@ -64,12 +64,19 @@ CROSSED = [(30, 4, 3, 8), (34, 9, 12, 8), (50, 2, 0, 3), (55, 5, 20, 21)]
     ("spans", "causal"), [(RAGGED, True), (EVEN, True), (RAGGED, False), (CROSSED, False), ([], True)]
 )
 def test_ragged_spans_come_out_alike(monkeypatch, spans, causal, long):
-    """Through aten's op for the CPU, plain products, and what CUDA's varlen op would be given."""
+    """Through aten's op for the CPU, the same with tiles, plain products, and what CUDA's varlen op would be given."""
     monkeypatch.setattr(varlen, "LONG", long)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     q, k, v, grad = (normal(i, 60, heads, D).detach() for i, heads in enumerate((4, 2, 2, 4)))
     whole_out, whole_lse = normal(5, *q.shape).detach(), normal(6, 60, 4).detach() + 5
     aten, ragged, results = varlen.aten, Ragged(), []
-    for has_flash, takes_ragged, op in ((True, False, aten), (False, False, None), (True, True, ragged)):
+    for has_flash, takes_ragged, op, tiled in (
+        (True, False, aten, 512),
+        (True, False, aten, 1),
+        (False, False, None, 1),
+        (True, True, ragged, 1),
+    ):
+        monkeypatch.setattr(varlen, "TILED", tiled)
         monkeypatch.setattr(varlen, "has_flash", lambda device, dtype, has=has_flash: has)
         monkeypatch.setattr(varlen, "takes_ragged", lambda device, dtype, takes=takes_ragged: takes)
         monkeypatch.setattr(varlen, "aten", op)
@@ -81,9 +88,24 @@ def test_ragged_spans_come_out_alike(monkeypatch, spans, causal, long):
             for at, total, value in zip((query, query, query, key, key), found, made, strict=True):
                 at.put(total, value)
         results.append(found)
-    same(results[0], results[1])
-    same(results[0], results[2])
+    for other in results[1:]:
+        same(results[0], other)
     assert int(results[0][0][:, 0, 0].count_nonzero()) == sum(length for _, length, _, _ in spans)
+
+
+@pytest.mark.parametrize(("threads", "dtype", "tiles"), [(1, "float32", 2), (2, "float32", 0), (1, "bfloat16", 0)])
+def test_long_spans_go_in_tiles_on_one_thread(monkeypatch, threads, dtype, tiles):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(varlen, "LONG", 8)
+    monkeypatch.setattr(varlen, "TILED", 8)
+    calls = []
+    tiled = varlen.kernels.backward
+    monkeypatch.setattr(varlen.kernels, "backward", lambda *a, **k: calls.append(a) or tiled(*a, **k))
+    q, k, v, grad = (normal(i, 60, heads, D).detach().to(getattr(torch, dtype)) for i, heads in enumerate((4, 2, 2, 4)))
+    for call in varlen.plan(RAGGED, causal=True, ragged=False, device=torch.device("cpu")):
+        out, lse = torch.zeros_like(q), torch.zeros(60, 4)
+        varlen.backward(grad, q, k, v, out, lse, call, SCALE)
+    assert len(calls) == tiles  # spans of 8 and of 40
 
 
 def test_long_spans_and_even_neighbours_are_views(monkeypatch):

@@ -25,7 +25,7 @@ SINGLE = 1e-4  # weights of two runs in float32 whose sums were added in another
 DEATHS = [
     Death("longtake.log.log:Log.step", 1),
     Death("longtake.log.log:Log.step", 6),
-    Death("longtake.train.step:step_optimizer", 4),
+    Death("longtake.train.session:step_optimizer", 4),
     Death("longtake.train.keep:save_strip", 3),
     Death("longtake.models.qwen3_vl:Qwen3VL.save", 2),
     Death("torch:save", 3),
@@ -133,7 +133,7 @@ def test_a_kill_changes_nothing(config: Make, death: Death) -> None:
 
 
 def test_a_kill_changes_nothing_off_policy_with_refill(config: Make) -> None:
-    given = {"epochs": 2, "minibatches": 2, "refill": 1, "reward": ("accuracy",), "clip_high": 0.3, "overlong": 3}
+    given = {"epochs": 2, "minibatches": 2, "refill": 1, "reward": ("accuracy",), "clip": (0.2, 0.3), "overlong": 3}
     whole, cut = config("whole", **given), config("cut", **given)
     run(whole)
     killed("longtake.recipes.grpo", cut, Death("longtake.log.log:Log.step", 5))
@@ -256,7 +256,7 @@ def test_what_is_done_is_not_done_again(config: Make, monkeypatch: pytest.Monkey
         ({"algorithm": "grop"}, "did you mean 'grpo'"),
         ({"algorithm": "zebra"}, "one of longtake, grpo"),
         ({"clip": (0.1, 0.2)}, "no effect"),
-        ({"clip_high": 0.1, "algorithm": "rloo"}, "rloo has no clip"),
+        ({"clip": (0.1, 0.1), "algorithm": "rloo"}, "rloo has no clip"),
         ({"algorithm": "rloo", "epochs": 2}, "rloo makes one pass"),
         ({"algorithm": "rloo", "minibatches": 2}, "rloo makes one pass"),
         ({"algorithm": "grpo", "refill": 1}, "grpo keeps groups of equal rewards"),

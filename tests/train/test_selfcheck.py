@@ -69,4 +69,3 @@ def test_a_wrong_gradient_is_found(model, monkeypatch):
     monkeypatch.setattr(prefix, "_gradients", lambda *a: [0.5 * x for x in real(*a)])
     with pytest.raises(UserError, match="gradients to"):
         run(model)
-

@@ -28,9 +28,7 @@ STAGES = {
         "longtake.recipes.grpo", "learn from rewards, without a critic (GRPO and its family)", ("rows",), True
     ),
     "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True, True),
-    "plan": Stage(
-        "longtake.cli.plan", "what a run will need: memory, seconds, disk", ("model",), speaks=True
-    ),
+    "plan": Stage("longtake.cli.plan", "what a run will need: memory, seconds, disk", ("model",), speaks=True),
     "ask": Stage("longtake.cli.ask", "answer a question about a film", ("film", "question"), speaks=True),
     "view": Stage("longtake.cli.view", "look at a run folder: one HTML page", ("folder",), speaks=True),
     "doctor": Stage("longtake.cli.doctor", "check this computer; every ✗ with the command that mends it", speaks=True),

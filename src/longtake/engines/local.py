@@ -19,7 +19,8 @@ from longtake.maths.pack import answer_rows, pack
 from longtake.protocols import Model
 from longtake.records import Answer, Draw, Group, Prompt
 from longtake.runtime.prefix import Keep, Prefill, begin
-from longtake.runtime.rows import FeaturesOf, bare, compute, lead
+from longtake.runtime.prefixcache import PrefixCache
+from longtake.runtime.rows import FeaturesOf, bare, compute, given, lead, prefix_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class LocalEngine:
     weights: str  # version written on every answer
     row_tokens: int = 16384  # prefix tokens whose keys and values are held at once
     answers: int = 512  # decoded together
+    prefixes: PrefixCache | None = None  # keys and values of prefixes, kept for the run (aLoRA)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
@@ -68,7 +70,7 @@ class LocalEngine:
         for start, stop in self._batches(prompts, draws):
             asked = prompts[start:stop]
             runs = [list(run) for run in _by_film(asked)]
-            mades = [compute(self.model, bare(self.model, run), self.features, keep(run)) for run in runs]
+            mades = [self._prefill(run, keep(run)) for run in runs]
             groups = iter(self._answers(mades, asked, draws[start:stop], max_tokens))
             yield [Kept(tuple(next(groups) for _ in run), made) for run, made in zip(runs, mades, strict=True)]
 
@@ -86,6 +88,18 @@ class LocalEngine:
                 stop += 1
             yield start, stop
             start = stop
+
+    def _prefill(self, prompts: Sequence[Prompt], keep: Keep) -> Prefill:
+        """One film's prefixes: computed, or as they were kept."""
+        row = bare(self.model, prompts)
+        if self.prefixes is None:
+            return compute(self.model, row, self.features, keep)
+        key = prefix_key(self.model, row)
+        if (kept := self.prefixes.get(key)) is not None:
+            return given(self.model, row, kept)
+        made = compute(self.model, row, self.features, keep)
+        self.prefixes.put(key, made.kv)
+        return made
 
     def _answers(
         self, mades: Sequence[Prefill], prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int

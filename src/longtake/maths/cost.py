@@ -23,6 +23,7 @@ Adapter = Literal["full", "lora", "alora"]
 Mode = Literal["exact", "none", "alora", "per_answer", "per_answer_3pass", "encode_once", "prefix_grouper"]
 WHOLE_ROWS = ("per_answer", "per_answer_3pass", "encode_once")  # one row [prefix | answer] for every answer
 SOURCE_FPS = 30  # of a film that is looked at once a second
+SLICE = 1024  # rows of logits at once (maths.logprob)
 WINDOWS = 1.08  # attention inside the vision tower, beside its matrix products
 
 
@@ -115,6 +116,10 @@ class Both:
     forward: float
     backward: float
 
+    def over(self, number: float) -> Both:
+        """Both divided by it."""
+        return Both(self.forward / number, self.backward / number)
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -122,6 +127,7 @@ class Rates:
 
     linear: Both  # FLOP/s of matrix products
     attend: Both  # FLOP/s of flash attention
+    head: Both  # FLOP/s of logits and their log-probabilities, in float32
     decode: float  # FLOP/s of attention of single tokens
     encode: float  # FLOP/s of the vision tower
     memory: float  # bytes/s
@@ -182,7 +188,7 @@ def predict(shape: Shape, work: Work, way: Way, rates: Rates) -> Seconds:
         noted = way.keep in ("layers", "host")
         moved = 2 * inner.tokens * shape.layers * shape.width * way.item / rates.host if way.keep == "host" else 0.0
         prefix_backward = way.through * (noted * go.prefix(inner) + back.prefix(inner) + moved)
-    answered = again + go.whole(row, together) + go.head(answers)
+    answered = again + go.whole(row, together) + go.head(answers, together)
     score = way.epochs * prefill if way.repeats else 0.0
     score += 2 * answered if way.mode == "per_answer_3pass" else 0.0
     score += answered + (prefill if row is answers else 0.0) if way.kl else 0.0
@@ -194,7 +200,7 @@ def predict(shape: Shape, work: Work, way: Way, rates: Rates) -> Seconds:
         prefill=prefill,
         generate=_generate(shape, work, way, rates),
         score=score,
-        answers=way.epochs * (answered + back.whole(row, together) + back.head(answers)),
+        answers=way.epochs * (answered + back.whole(row, together) + back.head(answers, together)),
         prefix_backward=way.epochs * prefix_backward,
         optimizer=way.updates * way.learned(shape) / rates.learn,
     )
@@ -219,9 +225,11 @@ class _Pass:
         layers, last = self.shape.layers - 1, self.shape.projections
         return self._layers(layers, row, 1) + self._linear(layers * self.shape.layer + last, row.tokens)
 
-    def head(self, row: Tokens) -> float:
-        """Logits of answers."""
-        return self._linear(self.shape.head, row.tokens)
+    def head(self, row: Tokens, together: int) -> float:
+        """Log-probabilities of answers; logits of several slices are computed again in the backward."""
+        flop = (4 if self.backward and self.way.adapter == "full" else 2) * self.shape.head * row.tokens
+        again = flop / self.rates.head.forward if self.backward and min(row.tokens, together) > SLICE else 0.0
+        return flop / self._of(self.rates.head) + again
 
     def _layers(self, layers: int, row: Tokens, calls: int) -> float:
         """Calls and attention."""
@@ -243,9 +251,16 @@ class _Pass:
 def _generate(shape: Shape, work: Work, way: Way, rates: Rates) -> float:
     """Every step reads the weights once, each prefix once, each answer's own tokens."""
     many = work.questions * work.group
-    weights = shape.layers * shape.layer + shape.head
-    arithmetic = max(2 * weights * many / rates.linear.forward, weights * way.weight / rates.memory)
     kept = (work.inner.tokens + many * work.answer / 2) * shape.kv * way.item / rates.memory
     pairs = many * (work.prefix + work.answer / 2)
     attention = max(4 * shape.layers * shape.heads * shape.head_width * pairs / rates.decode, kept)
-    return work.answer * (shape.layers * rates.step + arithmetic + attention)
+    return work.answer * (shape.layers * rates.step + reading(shape, many, way.weight, rates) + attention)
+
+
+def reading(shape: Shape, answers: int, weight: float, rates: Rates) -> float:
+    """Seconds in which a decoding step takes `answers` tokens through the weights (bytes each): they are read, or
+    multiplied if that takes longer. Half precision widens the head for its float32 logits.
+    """
+    body, head = shape.layers * shape.layer, shape.head * (weight if weight >= 4 else 10.0)
+    multiplied = 2 * answers * (body / rates.linear.forward + shape.head / rates.head.forward)
+    return max(multiplied, (body * weight + head) / rates.memory)

@@ -34,7 +34,7 @@ class Device:
         if item < 4:
             return self.half
         slow = Both(self.single, self.single)
-        return replace(self.half, linear=slow, attend=slow, decode=self.single, encode=self.single / 2)
+        return replace(self.half, linear=slow, attend=slow, head=slow, decode=self.single, encode=self.single / 2)
 
 
 def _gpu(name: str, gb: float, linear: float, attend: tuple[float, float], memory: float, single: float) -> Device:
@@ -42,6 +42,7 @@ def _gpu(name: str, gb: float, linear: float, attend: tuple[float, float], memor
     rates = Rates(
         linear=Both(linear * 1e12, linear * 1e12),
         attend=Both(attend[0] * 1e12, attend[1] * 1e12),
+        head=Both(single * 1e12, single * 1e12),
         decode=linear * 1e12 / 4,
         encode=linear * 1e12 / 2,
         memory=0.8 * memory * 1e12,
@@ -72,6 +73,7 @@ def cpu(cores: int, memory: float) -> Device:
     rates = Rates(
         linear=Both(flops, flops),
         attend=Both(flops, flops),
+        head=Both(flops, flops),
         decode=flops / 4,
         encode=flops / 2,
         memory=2e10,

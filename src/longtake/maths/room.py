@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from longtake.maths.cost import Keep, Way, Work
+from longtake.maths.cost import SLICE, Keep, Way, Work
 from longtake.maths.shapes import Shape
 
-SLICE = 1024  # rows of logits at once (maths.logprob)
 WIDE = 4  # bytes: logits, gradients of keys and values, adapters and their gradients are float32
 USABLE = 0.94  # of a device's memory: the rest is the driver's and fragmentation
 MOST_FRAMES = 1 << 20
@@ -121,7 +120,7 @@ def longer(work: Work, frames: int) -> Work:
 
 
 def largest_frames(shape: Shape, work: Work, way: Way, device: float, host: float) -> int:
-    """The most frames that fit in `device` and `host` bytes, answers one by one if they must; 0 if not even one does."""
+    """The most frames that fit in `device` and `host` bytes, answers one by one; 0 if not even one does."""
     way = replace(way, answer_tokens=min(way.answer_tokens, work.answer))
     low, high = 0, 1
     while high < MOST_FRAMES and fits(shape, longer(work, high), way, device, host):

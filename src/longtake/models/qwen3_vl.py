@@ -22,8 +22,8 @@ from torch.nn.functional import linear
 from transformers import Qwen3VLForConditionalGeneration
 
 from longtake.errors import UserError
+from longtake.models import adapters
 from longtake.models import attention as registered
-from longtake.models.adapters import Adapter
 from longtake.models.pixels import Pixels
 from longtake.models.quiet import quiet
 from longtake.records import Features, Prompt, Question, Receipt
@@ -72,7 +72,7 @@ class Qwen3VL:
         net.model.visual.patch_embed = PatchEmbed(net.model.visual.patch_embed.proj)
         net.set_attn_implementation({"text_config": registered.TEXT, "vision_config": registered.VISION})
         self.net, self.tokenizer, self.pixels = net, tokenizer, pixels
-        self.adapter: Adapter | None = None
+        self.adapter: adapters.Adapter | None = None
         self.temporal_patch = pixels.temporal_patch
         self.end_ids = _end_ids(tokenizer, net.generation_config.eos_token_id)
         self._video = config.video_token_id
@@ -229,7 +229,10 @@ class Qwen3VL:
     def save(self, folder: Path) -> None:
         """Writes what `load_model` and transformers' AutoModel, AutoTokenizer and AutoProcessor read."""
         with quiet():
-            self.net.save_pretrained(folder)
+            if self.adapter is None:
+                self.net.save_pretrained(folder)
+            else:
+                adapters.save(self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
         for name, content in _processor_files(self.pixels).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -244,22 +244,30 @@ def weights_version(model: Model) -> str:
     return _fingerprint(model.net, "")
 
 
+def base_version(model: Model) -> str:
+    """16 hex digits of the network without its adapter."""
+    aside = frozenset() if model.adapter is None else frozenset(map(id, model.adapter.weights().values()))
+    return _fingerprint(model.net, "", aside)
+
+
 def tower_fingerprint(model: Model) -> str:
     """16 hex digits of all that features depend on: the tower's weights and dtype, and the processor's constants."""
     return _fingerprint(model.tower, repr(model.pixels))
 
 
-def _fingerprint(module: nn.Module, extra: str) -> str:
+def _fingerprint(module: nn.Module, extra: str, aside: frozenset[int] = frozenset()) -> str:
     """Hash of names, dtypes, shapes and bytes. A parameter is read again only after it was replaced or written in
     place, so that an adapter on a frozen base costs the adapter."""
     known, now = _KNOWN.get(module, {}), {}
     digest = blake2b(extra.encode(), digest_size=8)
     for name, x in module.named_parameters():
+        if id(x) in aside:
+            continue
         state = (id(x), x.data_ptr(), x._version)
         before = known.get(name)
         now[name] = before if before and before[0] == state else (state, _digest(x))
         digest.update(name.encode() + now[name][1])
-    _KNOWN[module] = now
+    _KNOWN[module] = known | now
     return digest.hexdigest()
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 
+import torch
 from torch import Tensor
 
 from longtake.maths.pack import pack
 from longtake.protocols import Model
 from longtake.records import Features, PrefixRow, Prompt
 from longtake.runtime.inputs import fill
+from longtake.runtime.load import base_version
 from longtake.runtime.prefix import Keep, Prefill, prefill
 
 FeaturesOf = Callable[[Sequence[str]], list[Features]]  # handles in row order → features
@@ -37,6 +40,19 @@ def compute(model: Model, row: PrefixRow, features: FeaturesOf, keep: Keep) -> P
     inputs = partial(_filled, model, row.ids_T, row.visual_T, features, handles)
     with model.adapter.off() if model.adapter is not None and lead(model) else nullcontext():
         return prefill(model, row, inputs, keep)
+
+
+def prefix_key(model: Model, row: PrefixRow) -> str:
+    """Names all that keys and values of a row without answers depend on, while the adapter is off."""
+    seen = (row.ids_T.tolist(), row.features, row.layout, base_version(model), str(model.net.dtype))
+    return blake2b(repr(seen).encode(), digest_size=16).hexdigest()
+
+
+def given(model: Model, row: PrefixRow, kv: Sequence[tuple[Tensor, Tensor]]) -> Prefill:
+    """A prefill of keys and values that were computed before; nothing is predicted at its ends."""
+    device = model.net.device
+    ends_SE = model.embed(torch.zeros(len(row.layout.segments), dtype=torch.int64)).detach()
+    return Prefill(row.layout, [(k.to(device), v.to(device)) for k, v in kv], ends_SE, "nothing")
 
 
 def _filled(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longtake.config import Settings
+from longtake.config import Settings, option
+from longtake.errors import UserError
 
 PrefixGradient = Literal["exact", "none"] | Annotated[float, Field(gt=0, lt=1)]
 
@@ -21,7 +23,28 @@ class Memory(Settings):
         description="kept of a prefix for its backward: graph (fastest), layer inputs, these on the host; "
         "auto: graph where it fits",
     )
+    prefixes: Path | None = Field(
+        None, description="folder of prefixes' keys and values under an alora, shared by runs (default: memory alone)"
+    )
+    prefixes_ram: float = Field(8.0, gt=0, description="GiB of these in memory")
+    prefixes_disk: float = Field(200.0, gt=0, description="GiB of these in that folder")
     tile: int = Field(8192, ge=1, description="tokens of an MLP or a norm that are computed at once")
+
+    def check(self, kind: str, gradient: PrefixGradient) -> None:
+        """Raises UserError for settings that an adapter of this kind would ignore."""
+        named = self.model_fields_set
+        if kind != "alora" and (idle := sorted(named & {"prefixes", "prefixes_ram", "prefixes_disk"})):
+            why = "keys and values of a prefix outlive a step only where the adapter acts on answers alone"
+            raise UserError(
+                "nothing is kept", where=option(f"memory.{idle[0]}"), why=why, fix="set --adapter.kind alora"
+            )
+        if self.prefixes is None and "prefixes_disk" in named:
+            raise UserError("no folder to fill", where="--memory.prefixes-disk", fix="name one with --memory.prefixes")
+        why = "under an alora no gradient goes through a prefix"
+        if kind == "alora" and gradient != "exact":
+            raise UserError("it is exact as it is", where="--prefix-gradient", why=why, fix="leave it out")
+        if "keep" in named and (kind == "alora" or gradient == "none"):
+            raise UserError("nothing is kept for a backward", where="--memory.keep", why=why, fix="leave it out")
 
 
 def probability(gradient: PrefixGradient) -> float:

@@ -128,7 +128,13 @@ class Sampler:
         """Scored answers to the step's questions, batch by batch, until enough groups differ; with `keep` also the
         prefills that were kept for training, which the next batch needs the room of.
         """
-        engine = LocalEngine(session.model, session.films.features, f"step-{session.progress.step}", self.row_tokens)
+        engine = LocalEngine(
+            session.model,
+            session.films.features,
+            f"step-{session.progress.step}",
+            self.row_tokens,
+            prefixes=session.prefixes,
+        )
         found = 0
         for number, looks in enumerate(self.looks(session, log)):
             key = (self.seed, "answers", session.progress.step, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,12 +18,18 @@ from longtake.data.rows import Bad
 from longtake.errors import UserError
 from longtake.log import Log
 from longtake.log.files import write_jsonl
+from longtake.maths.cost import Way, Work
+from longtake.maths.room import keep_for
+from longtake.maths.shapes import shape_of
 from longtake.models.adapters import prepare
+from longtake.models.tiled import pointwise, tile
 from longtake.protocols import Model
 from longtake.records import FramePolicy, Prompt, Question
 from longtake.runtime.features import FeatureStore
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model, tower_fingerprint
+from longtake.runtime.prefix import Keep
+from longtake.runtime.prefixcache import PrefixCache
 from longtake.runtime.words import unknown
 from longtake.train import resume
 from longtake.train.adapter_settings import Adapter
@@ -45,6 +52,7 @@ class Session:
     progress: resume.Progress
     folder: Path
     passes: Passes
+    prefixes: PrefixCache | None = None
     bad: int = 0  # optimizer steps in a row without a finite gradient
     checked: bool = False  # the fast path against the plain one, on this run's data
 
@@ -104,11 +112,16 @@ def open_session(config: Trains, log: Log, *, train_vision: bool = False) -> Ses
     folder, optim, own = config.out, config.optim, config.adapter
     found = resume.latest(folder / "checkpoints")
     progress = found[0] if found else resume.Progress()
+    config.memory.check(own.kind, config.prefix_gradient)
+    if train_vision and own.kind != "full":
+        why = "an adapter's folder holds the decoder's LoRA, the trained tower would be lost"
+        raise UserError("the vision tower cannot be trained beside an adapter", why=why, fix="leave --train-vision out")
     with log.phase("load"):
-        model = _model(found[1] if found else None, config.model, config.dtype)
+        model = _model(found[1] if found else None, config.model, config.dtype, own.quantize)
     prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
     for part in model.tower.parameters():
         part.requires_grad_(train_vision)
+    tile(pointwise(model.layers, model.norm), config.memory.tile)
     params = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
     if found:
@@ -120,18 +133,53 @@ def open_session(config: Trains, log: Log, *, train_vision: bool = False) -> Ses
     if train_vision:
         log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
     films = open_films(model, config.video, folder, frozen=not train_vision)
-    keep = config.memory.keep if config.memory.keep != "auto" else "graph"
-    passes = Passes(keep, config.memory.answer_tokens, probability(config.prefix_gradient), config.seed)
-    return Session(model, films, optimizer, params, progress, folder, passes)
+    passes = _passes(config, model, log)
+    return Session(model, films, optimizer, params, progress, folder, passes, _prefixes(config, log))
 
 
-def _model(checkpoint: Path | None, name: str, dtype: str) -> Model:
+def _passes(config: Trains, model: Model, log: Log) -> Passes:
+    """How rows go through: what a prefill keeps is chosen by the machine's memory where the config leaves it open."""
+    memory, through = config.memory, probability(config.prefix_gradient)
+    keep: Keep = "graph"
+    if memory.keep != "auto":
+        keep = memory.keep
+    else:
+        device, host = _room_of(model.net.device)
+        work = Work(frames=1, visual=memory.row_tokens, question=1, answer=memory.answer_tokens // 8)
+        way = Way("exact", keep="graph", adapter=config.adapter.kind, item=model.net.dtype.itemsize)
+        keep = keep_for(shape_of(model.net.config.to_dict()), work, way, device, host)
+        if keep != "graph":
+            log.note(f"of a prefix {keep} are kept: the graph of {memory.row_tokens} tokens does not fit this machine")
+    return Passes(keep, memory.answer_tokens, through, config.seed)
+
+
+def _room_of(device: torch.device) -> tuple[float, float]:
+    """Bytes of the device's memory and of the host's."""
+    host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return (float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else host), host
+
+
+def _prefixes(config: Trains, log: Log) -> PrefixCache | None:
+    """Under an activated LoRA, keys and values of prefixes for the whole run."""
+    if config.adapter.kind != "alora":
+        return None
+    memory = config.memory
+    cache = PrefixCache(memory.prefixes_ram, memory.prefixes, memory.prefixes_disk)
+    if cache.disk is not None:
+        cache.disk.say = log.note
+    log.count("prefixes", cache.counts.numbers)
+    return cache
+
+
+def _model(checkpoint: Path | None, name: str, dtype: str, quantize: str | None) -> Model:
     """The model of a checkpoint, or that of the name if there is none."""
     if checkpoint is None:
-        return load_model(name, dtype)
+        return load_model(name, dtype, quantize=quantize)
     try:
-        return load_model(checkpoint, dtype)
+        return load_model(checkpoint, dtype, quantize=quantize)
     except UserError as error:
+        if str(checkpoint) not in error.where:  # an adapter's base, or a library
+            raise
         raise resume.damaged(checkpoint, "; ".join(filter(None, (error.what, error.why)))) from error
 
 
