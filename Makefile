@@ -5,8 +5,9 @@ SEEDS ?= 11 12 13
 BIN := .venv/bin
 # starts Python with the allocator and thread settings that longtake's own stages run under
 RUN := $(BIN)/python -m longtake.cli.environment
+BENCH := .venv-bench/bin/python -m longtake.cli.environment
 
-.PHONY: demo test test-all lint bench
+.PHONY: demo test test-all lint bench bench-demo
 
 demo: .venv/ready
 	@$(BIN)/longtake demo --seed $(SEED) --aside
@@ -23,8 +24,13 @@ lint: .venv/ready
 	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 
-# the numbers, tables and picture of README; always from the beginning, for demos made by older code would not tell
-bench: .venv/ready
+# seconds and memory of a training step, ours and others': bench/results/cpu.json, then README; QUICK=1: 15 minutes
+bench: .venv-bench/ready
+	@$(BENCH) -m bench.cpu $(if $(QUICK),--quick)
+	@$(BENCH) -m bench.readme
+
+# accuracy in README; always from the beginning, for demos made by older code would not tell
+bench-demo: .venv/ready
 	@$(BIN)/python -m bench.demo --ahead $(words $(SEEDS))
 	@for seed in $(SEEDS); do $(BIN)/longtake demo --seed $$seed --fresh --out out/bench/$$seed || exit 1; done
 	@$(BIN)/python -m bench.demo $(addprefix out/bench/,$(SEEDS))
@@ -36,4 +42,13 @@ bench: .venv/ready
 	@$(PYTHON) -m venv .venv
 	@PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install -c constraints.txt -e '.[dev]' \
 		> .venv/setup.log 2>&1 || { tail -n 30 .venv/setup.log; echo "set-up failed; all of it: .venv/setup.log"; exit 1; }
+	@touch $@
+
+# apart from .venv: where torch has no CUDA, the public torchvision that TRL needs keeps transformers from loading
+.venv-bench/ready: pyproject.toml constraints.txt constraints-bench.txt
+	@echo "setting up .venv-bench (a minute or two, once)"
+	@$(PYTHON) -m venv .venv-bench
+	@PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-bench/bin/pip install -c constraints.txt \
+		-c constraints-bench.txt -e '.[bench]' > .venv-bench/setup.log 2>&1 \
+		|| { tail -n 30 .venv-bench/setup.log; echo "set-up failed; all of it: .venv-bench/setup.log"; exit 1; }
 	@touch $@

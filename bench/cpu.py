@@ -1,19 +1,19 @@
 """A training step on long films, ours and others', on this computer's processors: bench/results/cpu.json.
 
-    python -m bench.cpu             every prefix and group size (hours: others' modes on long films are slow)
+    python -m bench.cpu             every prefix and group size; others' modes on long films are slow
     python -m bench.cpu --quick     prefixes of 2k and 8k, at most 15 minutes
 
-One small Qwen3-VL network, one film, one question; G answers of ANSWER tokens each; float32; all but the vision tower is
-trained, one AdamW step (alora: rank-16 adapters). Every mode runs in a process of its own (bench.cpu_worker) under the
-same settings of threads and allocator; the modes of a setting make their steps in turn, so that whatever else the machine
-does meets them all. The first step of a mode warms it up and gives its peak memory; then RUNS are made and their medians
-reported, or, where that first step took more than SLOW seconds, it alone. Modes that compute the same gradient must
-agree on its norm.
+One small Qwen3-VL network, one film, one question; G answers of ANSWER tokens each; float32; all is trained but the
+vision tower (alora: rank-16 adapters), with one AdamW step. Every mode runs in a process of its own (bench.cpu_worker)
+under the same settings of threads and allocator; the modes of a setting make their steps in turn, so that whatever else
+the machine does meets them all. A mode's first step warms it up and gives its peak memory; then RUNS are made and their
+medians reported, or, where that first step took more than SLOW seconds, it alone. Modes that compute the same gradient
+must agree on its norm.
 
-A row: mode, family, frames, prefix (prompt tokens), answer (tokens), G; update_s (answers known to optimizer done, always
-with one prefix forward, except in no_prefix_gradient and alora); step_s (rollout and update; the film's features are
-there); first_s (the same with decoding and encoding the film); phases (seconds each); peak_mb; runs; spread (fastest and
-slowest update); predicted (update_s by longtake's cost model, probed here; null where it knows no such mode).
+A row: mode, family, frames, prefix (prompt tokens), answer (tokens), G; update_s (answers known to optimizer done,
+always with one prefix forward, except in no_prefix_gradient and alora); step_s (rollout and update, the film's features
+at hand); first_s (the same with decoding and encoding the film); phases (seconds of each); peak_mb; runs; spread
+(fastest and slowest update); predicted (by longtake's cost model, probed here; null for a mode that it does not know).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -33,6 +34,7 @@ from typing import IO, Any
 import torch
 
 import bench.cpu_torchvision  # noqa: F401  # before transformers meets torchvision
+from bench.cpu_page import RESULT, ratios
 from bench.cpu_predict import predicted, probed
 from bench.cpu_worker import MODES, SAME
 from bench.cpu_world import TOKENS, Shape, build
@@ -40,8 +42,6 @@ from longtake.errors import UserError
 from longtake.log import Log, write_json_atomic
 from longtake.log.folder import machine, versions
 
-RESULTS = Path(__file__).parent / "results"
-RESULT = RESULTS / "cpu.json"
 FOLDER = Path("out/bench/cpu")
 ANSWER = 64
 RUNS, SLOW = 3, 20.0
@@ -80,45 +80,39 @@ FULL = (
 
 
 class Worker:
-    """One mode's process. Example: with Worker(folder, "exact", setting) as worker: worker.step()."""
+    """One mode's process. Example: worker = Worker(folder, "exact", setting, 64); worker.listen(); worker.step()."""
 
     def __init__(self, folder: Path, mode: str, setting: Setting, answer: int) -> None:
-        sizes = map(str, (setting.frames, setting.group, answer))
-        command = [
-            sys.executable,
-            "-m",
-            "longtake.cli.environment",
-            "-m",
-            "bench.cpu_worker",
-            str(folder),
-            mode,
-            *sizes,
-        ]
+        start = ["-m", "longtake.cli.environment", "-m", "bench.cpu_worker"]
+        sizes = [str(size) for size in (setting.frames, setting.group, answer)]
         self.mode, self.heard = mode, folder / f"{mode}.log"
         with self.heard.open("w") as errors:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
-        self.listen()  # until the network is loaded
+                [sys.executable, *start, str(folder), mode, *sizes],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
 
     def listen(self) -> dict[str, Any]:
-        """The next line. Raises UserError if the process has ended."""
+        """The next line: the first says that the network is loaded. Raises UserError if the process has ended."""
         line = _open(self.process.stdout).readline()
         if not line:
-            why = f"exit code {self.process.wait()}: {' '.join(self.heard.read_text().splitlines()[-1:])}"
+            self.end()
+            why = f"exit code {self.process.returncode}: {' '.join(self.heard.read_text().splitlines()[-1:])}"
             raise UserError(f"mode {self.mode} cannot be measured", where=str(self.heard), why=why)
         return dict(json.loads(line))
 
     def step(self) -> dict[str, Any]:
         """Numbers of one more step."""
         said = _open(self.process.stdin)
-        said.write("step\n")
-        said.flush()
+        with suppress(BrokenPipeError):  # listen() says why it has ended
+            said.write("step\n")
+            said.flush()
         return self.listen()
 
     def end(self) -> None:
-        _open(self.process.stdin).close()
-        self.process.wait()
+        """Nobody wants another step: gives its memory back."""
+        if self.process.returncode is None:
+            self.process.communicate()
 
 
 def _open(pipe: IO[str] | None) -> IO[str]:
@@ -129,22 +123,29 @@ def _open(pipe: IO[str] | None) -> IO[str]:
 def measure(folder: Path, setting: Setting, log: Log, answer: int = ANSWER) -> list[dict[str, Any]]:
     """Rows of a setting. Raises UserError for a mode that fails or computes another gradient."""
     workers: list[Worker] = []
+    found: dict[str, list[dict[str, Any]]] = {}
     try:
         for mode in setting.modes:
             workers.append(Worker(folder, mode, setting, answer))
-        found: dict[str, list[dict[str, Any]]] = {}
         for worker in workers:
-            found[worker.mode] = [worker.step()]
-            log.say(_told(worker.mode, setting, found[worker.mode][0]))
+            worker.listen()
+        again = []
+        for worker in workers:
+            first = worker.step()
+            found[worker.mode] = [first]
+            log.say(_told(worker.mode, setting, first))
+            if setting.runs and _seconds(first) <= SLOW:
+                again.append(worker)
+            else:
+                worker.end()
         _agree({mode: steps[0]["norm"] for mode, steps in found.items() if mode in SAME})
-        fast = [worker for worker in workers if _seconds(found[worker.mode][0]) <= SLOW]
         for _ in range(setting.runs):
-            for worker in fast:
+            for worker in again:
                 found[worker.mode].append(worker.step())
-        return [row(worker.mode, setting, answer, found[worker.mode]) for worker in workers]
     finally:
         for worker in workers:
             worker.end()
+    return [row(mode, setting, answer, found[mode]) for mode in setting.modes]
 
 
 def row(mode: str, setting: Setting, answer: int, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -203,8 +204,17 @@ def run(folder: Path, settings: Sequence[Setting], shape: Shape, log: Log, answe
         "versions": versions() | {name: _version(name) for name in PACKAGES},
         "date": datetime.now(UTC).date().isoformat(),
         "network": asdict(shape),
-        "rows": [one | {"predicted": predicted(one, size, rates)} for one in rows],
+        "rows": [_rounded(one | {"predicted": predicted(one, size, rates)}) for one in rows],
     }
+
+
+def _rounded(value: Any) -> Any:
+    """Four digits of every measured number."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _version(package: str) -> str:
@@ -227,6 +237,8 @@ def main(words: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     write_json_atomic(RESULT, found)
+    for name, value in ratios(found["rows"]).items():
+        log.say(f"{name}: {value:.3g}")
     log.say(f"{len(found['rows'])} rows in {RESULT.name}, {(time.time() - start) / 60:.0f} minutes")
     return 0
 

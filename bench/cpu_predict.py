@@ -1,4 +1,4 @@
-"""What longtake's cost model says of the CPU benchmark's rows, probed on this machine: `plan`'s numbers beside measured ones."""
+"""What longtake's cost model, probed on this machine, says of the CPU benchmark's rows: `plan` beside measurements."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bench.cpu_scene import ANSWER_TOKENS, RANK
 from bench.cpu_world import TOKENS, VISUAL, World
 from longtake.cli.probe import probe
 from longtake.log import read_json
-from longtake.maths.cost import Rates, Shape, Way, Work, predict
+from longtake.maths.cost import Rates, Way, Work, predict
 from longtake.maths.devices import cpu
-from longtake.maths.shapes import shape_of
+from longtake.maths.shapes import Shape, shape_of
 
 FLOAT32 = Way(item=4.0, weight=4.0, answer_tokens=ANSWER_TOKENS)
 ROWS = replace(FLOAT32, row_tokens=BATCH_TOKENS)

@@ -25,6 +25,7 @@ from longtake.records import Draw, Features, Group, Prompt
 from longtake.runtime.features import FeatureStore
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model, tower_fingerprint
+from longtake.runtime.prefixcache import PrefixCache
 from longtake.train.keys import keyed
 from longtake.train.step import Objective, adamw, step_optimizer
 
@@ -74,6 +75,7 @@ class Scene:
     optimizer: torch.optim.Optimizer
     params: Sequence[nn.Parameter]
     films: Films | None = None
+    prefixes: PrefixCache | None = None  # of an activated LoRA
     at: int = 0  # steps made
 
     @property

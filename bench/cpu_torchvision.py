@@ -1,7 +1,7 @@
 """torchvision beside a CPU build of torch: importing this first makes it importable.
 
-Public indexes carry torchvision for CUDA alone. On a CPU build its compiled operators do not load, and Python misses two
-of their names; transformers imports it wherever it is installed, TRL needs it. Neither operator is ever called here.
+Public indexes carry torchvision for CUDA alone. On a CPU build of torch its compiled operators do not load, and two of
+their names are missed; transformers imports it wherever it is installed, TRL needs it. Neither is ever called here.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from bench.cpu_scene import BETAS, NORM, RATE, Clock
+from bench.cpu_worker import More, Tell
 from bench.cpu_world import HIGH, PIXELS, TOKENS, WIDE, World, film, words
 from longtake.sim import tiny
 
@@ -42,12 +43,14 @@ BATCH_TOKENS = (
 ENDLESS = 1_000_000  # steps: training stops when nobody asks for another
 COLUMNS = Features(prompt=List({"role": Value("string"), "content": Value("string")}), images=List(Image()))
 
-More, Tell = Callable[[], bool], Callable[[dict[str, Any]], None]
-
 
 def processor() -> Any:
     """Of pictures that are one temporal patch each."""
-    shared = {"patch_size": PIXELS.patch, "temporal_patch_size": PIXELS.temporal_patch, "merge_size": PIXELS.merge}
+    shared: dict[str, Any] = {
+        "patch_size": PIXELS.patch,
+        "temporal_patch_size": PIXELS.temporal_patch,
+        "merge_size": PIXELS.merge,
+    }
     shared |= {"image_mean": list(PIXELS.mean), "image_std": list(PIXELS.std)}
     size = {"shortest_edge": PIXELS.factor**2, "longest_edge": WIDE * HIGH}
     tokenizer = tiny.tokenizer()

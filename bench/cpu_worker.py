@@ -35,10 +35,11 @@ OURS = ("exact", "exact_layers", "no_prefix_gradient", "alora")
 PEERS = ("per_answer", "per_answer_3pass", "encode_once", "prefix_grouper")
 MODES = ("trl", *PEERS, *OURS)
 SAME = (*PEERS, "exact", "exact_layers")  # the same gradient in exact arithmetic
-Serve = Callable[[Callable[[], bool], Callable[[dict[str, Any]], None]], None]  # (another step?, its numbers)
+More = Callable[[], bool]  # is another step wanted?
+Tell = Callable[[dict[str, Any]], None]  # its numbers
 
 
-def opened(world: World, mode: str, frames: int, group: int, answer: int) -> Serve:
+def opened(world: World, mode: str, frames: int, group: int, answer: int) -> Callable[[More, Tell], None]:
     """Loads the network; what is returned makes steps as long as it is asked to."""
     import bench.cpu_torchvision  # noqa: F401  # before transformers meets torchvision
 
@@ -52,7 +53,7 @@ def opened(world: World, mode: str, frames: int, group: int, answer: int) -> Ser
     scene = opened(world, frames, group, answer, adapter=mode == "alora")
     ways = {name: getattr(part, name) for part, names in ((cpu_ours, OURS), (cpu_peers, PEERS)) for name in names}
 
-    def serve(more: Callable[[], bool], tell: Callable[[dict[str, Any]], None]) -> None:
+    def serve(more: More, tell: Tell) -> None:
         with tempfile.TemporaryDirectory(dir=world.folder) as room:
             while more():
                 touch = Clock()

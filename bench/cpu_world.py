@@ -1,8 +1,8 @@
 """What every mode of the CPU benchmark shares: one film, one question on it, one small Qwen3-VL network.
 
-A picture is one temporal patch in this network (temporal_patch_size 1), so that TRL's pictures and our film give the same
-patches, the same features and the same number of tokens. A frame of 128 x 96 pixels is 12 visual tokens, two marks and
-its time; the question's length is chosen so that the prompt has exactly TOKENS tokens a frame.
+A picture is one temporal patch in this network (temporal_patch_size 1), so that TRL's pictures and our film give the
+same patches, the same features and the same number of tokens. A frame of 128 x 96 pixels is 12 visual tokens, two marks
+and its time; the question's length is chosen so that the prompt has exactly TOKENS tokens a frame.
 
 F frames, P prompt tokens.
 """

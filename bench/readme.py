@@ -12,18 +12,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench import blind, demo, shapes
+from bench import blind, cpu_page, cpu_picture, demo, shapes
 from bench.picture import picture, title
 from longtake.log import read_json
 
 ROOT = Path(__file__).parents[1]
 PICTURE = "docs/accuracy.svg"
+SPEED = "docs/speed.svg"
 
 Runs = Sequence[Mapping[str, Any]]
 
 
-def pages(measured: Mapping[str, Any], guessed: Mapping[str, Any]) -> dict[str, str]:
-    """Text of every written file by its path in the repository. Raises ValueError for a page that lacks a marker."""
+def pages(measured: Mapping[str, Any], guessed: Mapping[str, Any], timed: Mapping[str, Any]) -> dict[str, str]:
+    """Text of every written file by its path in the repository: of demos, of blind scores, of steps on this computer.
+
+    Raises ValueError for a page that lacks a marker.
+    """
     runs: Runs = measured["runs"]
     parts = {
         "README.md": {
@@ -32,11 +36,12 @@ def pages(measured: Mapping[str, Any], guessed: Mapping[str, Any]) -> dict[str, 
             "runs": table(measured),
             "gain": gain(runs),
             "blind": blind_table(guessed),
+            "speed": f"![{cpu_picture.title(timed['rows'])}]({SPEED})\n\n{cpu_page.table(timed)}",
         },
         "docs/shapes.md": {"fields": shapes.fields(), "row": shapes.row()},
     }
     made = {name: filled((ROOT / name).read_text(encoding="utf-8"), part) for name, part in parts.items()}
-    return made | {PICTURE: picture(runs, chance(runs))}
+    return made | {PICTURE: picture(runs, chance(runs)), SPEED: cpu_picture.picture(timed["rows"])}
 
 
 def filled(page: str, parts: Mapping[str, str]) -> str:
@@ -99,7 +104,7 @@ def table(measured: Mapping[str, Any]) -> str:
         f"Each of {sum(run['films'] for run in runs):,} films was decoded {times(decodes)},",
         f"each of {sum(run['frame_sets'] for run in runs):,} sets of frames encoded {times(encodes)}.",
         f"{measured['machine']['system']}, {where(measured['machine'])}, Python {versions['python']}, {packages};",
-        f"{measured['date']}. `make bench` measures this anew.",
+        f"{measured['date']}. `make bench-demo` measures this anew.",
     ]
     return "\n".join([*rows, "", " ".join(note)])
 
@@ -176,7 +181,7 @@ def blind_table(guessed: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Writes every page; exit code."""
-    for name, text in pages(read_json(demo.RESULT), read_json(blind.RESULT)).items():
+    for name, text in pages(read_json(demo.RESULT), read_json(blind.RESULT), read_json(cpu_page.RESULT)).items():
         (ROOT / name).write_text(text, encoding="utf-8")
     return 0
 

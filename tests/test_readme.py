@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import blind, demo, readme, shapes
+from bench import blind, cpu_page, demo, readme, shapes
 
 from longtake.cli.main import main
 from longtake.cli.stages import STAGES
@@ -50,7 +50,7 @@ MAKE = [(page, line) for page, line in SHOWN if line.startswith("make ")]
 
 
 def test_pages_are_as_the_scripts_write_them() -> None:
-    made = readme.pages(json.loads(demo.RESULT.read_text()), json.loads(blind.RESULT.read_text()))
+    made = readme.pages(*(json.loads(file.read_text()) for file in (demo.RESULT, blind.RESULT, cpu_page.RESULT)))
     stale = [name for name, text in made.items() if (ROOT / name).read_text() != text]
     assert not stale, "run: python -m bench.readme"
 

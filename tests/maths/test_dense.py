@@ -99,6 +99,18 @@ def test_not_taken_where_the_trial_fails(hopper, spoil):
     assert not dense.takes(queries(), K)
 
 
+def test_not_taken_where_the_backward_takes_a_log_sum_exp_of_its_own(hopper):
+    class Own(Cudnn):
+        def _scaled_dot_product_cudnn_attention_backward(self, grad, q, k, v, out, lse, *other, scale):
+            _, own = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale)
+            return super()._scaled_dot_product_cudnn_attention_backward(
+                grad, q, k, v, out, own[..., None].contiguous(), *other, scale=scale
+            )
+
+    hopper.setattr(dense, "aten", Own())
+    assert not dense.takes(queries(), K)
+
+
 def test_one_long_span_goes_there_and_gives_the_same(hopper):
     """A prefix of 30 tokens and two answers; the prefix is long enough."""
     spans = [(0, 30, 0, 30), (30, 5, 30, 5), (35, 4, 35, 4)]

@@ -89,7 +89,7 @@ def stage(monkeypatch: Any) -> Stage:
         levels = {name: model.encode([film])[0].level_LNE for name, film in FILMS.items()}
     made = Stage(model, levels)
     for place in (session, load):
-        monkeypatch.setattr(place, "load_model", lambda *_: model)
+        monkeypatch.setattr(place, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(session, "open_films", lambda *_, **__: made)
     monkeypatch.setattr(session, "decode", lambda films, questions, *_: list(questions))
     for name in ("save", "save_model"):

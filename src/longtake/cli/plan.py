@@ -75,15 +75,12 @@ class Config(Settings):
             raise ValueError(f"questions {self.questions} must be a multiple of questions_per_film")
         if "alpha" in self.adapter.model_fields_set:
             raise ValueError("adapter.alpha has no effect on what a run needs: leave it out")
-        if "keep" in self.memory.model_fields_set and (self.adapter.kind == "alora" or self.prefix_gradient == "none"):
-            raise ValueError("memory.keep has no effect without a gradient through the prefix: leave it out")
-        if self.adapter.kind == "alora" and "prefix_gradient" in self.model_fields_set:
-            raise ValueError("prefix_gradient has no effect with alora: its prefix has no gradient")
         return self
 
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Returns {"model", "device", "rates", "columns", "largest", "advice", "notes"}."""
+    config.memory.check(config.adapter.kind, config.prefix_gradient)
     found = known(config.model, config.sizes)
     device = _device(config)
     item = BYTES[config.dtype] if config.dtype != "auto" else 4.0 if device.on_cpu else 2.0
@@ -187,10 +184,14 @@ def _column(config: Config, found: Known, device: Device, rates: Rates, way: Way
         way = replace(way, keep=keep_for(shape, work, way, device.bytes, device.host, together))
     seconds = predict(shape, work, way, rates)
     step_s = a_step * (seconds.cached - seconds.optimizer) + seconds.optimizer
-    films = min(config.films or config.steps * a_step, config.steps * a_step)
-    first = seconds.decode + seconds.encode
-    if way.mode == "alora":
-        first += predict(shape, work, replace(way, warm=False), rates).prefill
+    looks = config.steps * a_step
+    films = min(config.films or looks, looks)
+    prefixes = films * work.inner.tokens * shape.kv * way.item if way.mode == "alora" else 0.0
+    first = films * (seconds.decode + seconds.encode)
+    if prefixes:
+        held = min(1.0, _room_for_prefixes(config.memory) / prefixes)
+        computed = films + (looks - films) * (1 - held)
+        first += computed * predict(shape, work, replace(way, warm=False), rates).prefill
     return Column(
         work=work,
         way=way,
@@ -198,11 +199,16 @@ def _column(config: Config, found: Known, device: Device, rates: Rates, way: Way
         room=room(shape, work, way, together),
         fits=fits(shape, work, way, device.bytes, device.host, together),
         step_s=step_s,
-        hours=(config.steps * step_s + films * first) / 3600,
+        hours=(config.steps * step_s + first) / 3600,
         tier=films * PIXEL_BYTES * work.visual * shape.merge * 2 * 14**2,
         features=films * work.visual * shape.width * (1 + shape.levels) * way.item,
-        prefixes=films * work.inner.tokens * shape.kv * way.item if way.mode == "alora" else 0.0,
+        prefixes=prefixes,
     )
+
+
+def _room_for_prefixes(memory: Memory) -> float:
+    """Bytes in which a run keeps keys and values of its prefixes."""
+    return (memory.prefixes_ram + (memory.prefixes_disk if memory.prefixes else 0.0)) * 2**30
 
 
 def _device(config: Config) -> Device:

@@ -48,7 +48,7 @@ class Column:
     hours: float  # of the run
     tier: float  # bytes on disk, all films: decoded frames
     features: float
-    prefixes: float  # keys and values (alora)
+    prefixes: float  # bytes of keys and values of all prefixes (alora): in memory, or on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +117,13 @@ def _table(plan: Plan) -> list[str]:
 
 def _disk(plan: Plan) -> Iterable[tuple[str, list[str]]]:
     kinds: dict[str, Callable[[Column], float]] = {
-        "decoded frames": lambda c: c.tier,
-        "features": lambda c: c.features,
-        "prefix keys and values": lambda c: c.prefixes,
+        "disk GB: decoded frames": lambda c: c.tier,
+        "disk GB: features": lambda c: c.features,
+        "kept GB: prefixes' keys and values": lambda c: c.prefixes,
     }
     for words, size in kinds.items():
         if any(size(c) for c in plan.columns):
-            yield f"  disk GB: {words}", [_short(size(c) / GB) for c in plan.columns]
+            yield f"  {words}", [_short(size(c) / GB) for c in plan.columns]
 
 
 def _largest(plan: Plan) -> list[str]:

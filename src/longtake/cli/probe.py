@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -231,11 +232,18 @@ def _decode_attention(shape: Shape, where: Where) -> float:
     q = where.random(ANSWERS, shape.heads, 1, shape.head_width).detach()
     own = where.random(ANSWERS, shape.kv_heads, 1, shape.head_width).detach()
 
+    def part(prefix: int) -> Tensor:
+        """Keys or values as the core's lie in memory: a token's heads are neighbours."""
+        return where.random(1, prefix, shape.kv_heads, shape.head_width).detach().transpose(1, 2)
+
+    def all_of(layers: list[list[Level]]) -> None:
+        for levels in layers:
+            decode_attention(q, levels, own, own, scale=1.0)
+
     def took(prefix: int) -> float:
-        # neighbours in memory are a token's heads, as the core's keys and values are
-        k, v = (where.random(1, prefix, shape.kv_heads, shape.head_width).detach().transpose(1, 2) for _ in range(2))
-        levels = [Level(k, v, None, readers)]
-        return min(where.timed(lambda: decode_attention(q, levels, own, own, scale=1.0)) for _ in range(4 * REPEATS))
+        """Layers in turn: no cache holds them all."""
+        layers = [[Level(part(prefix), part(prefix), None, readers)] for _ in range(MOST_LAYERS)]
+        return min(where.timed(partial(all_of, layers)) for _ in range(4 * REPEATS)) / MOST_LAYERS
 
     short, long = PREFIXES
     return max(took(long) - took(short), 1e-9) / (ANSWERS * (long - short))

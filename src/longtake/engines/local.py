@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longtake.engines.decode import Decode, Pairs
+from longtake.engines.graph import Step, recorder_for
 from longtake.errors import UserError
 from longtake.maths.pack import answer_rows, pack
 from longtake.protocols import Model
@@ -21,6 +22,10 @@ from longtake.records import Answer, Draw, Group, Prompt
 from longtake.runtime.prefix import Keep, Prefill, begin
 from longtake.runtime.prefixcache import PrefixCache
 from longtake.runtime.rows import FeaturesOf, bare, compute, given, lead, prefix_key
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class LocalEngine:
     row_tokens: int = 16384  # prefix tokens whose keys and values are held at once
     answers: int = 512  # decoded together
     prefixes: PrefixCache | None = None  # keys and values of prefixes, kept for the run (aLoRA)
+    say: Callable[[str], None] = _silent  # is told once if decoding must go on without CUDA graphs
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
@@ -112,8 +118,10 @@ class LocalEngine:
             raise UserError("the model computes no finite numbers", why=why, fix=fix)
         starts = [int(prompt.position_3P.max()) + 1 for prompt in prompts for _ in range(per_prompt)]
         flat = [draw for own in draws for draw in own]
-        loop = _Loop(self.model, Decode(mades, per_prompt, max_tokens, begun), starts, flat, max_tokens)
-        rows = iter(loop.run(logits))
+        recorder = recorder_for(self.model)
+        decode = Decode(mades, per_prompt, max_tokens, begun, static=recorder is not None)
+        step = Step(self.model, decode, starts, recorder, self.say)
+        rows = iter(_Loop(step, self.model.end_ids, flat, max_tokens).run(logits))
         return [
             Group(prompt, tuple(self._answer(draw, *next(rows)) for draw in own))
             for prompt, own in zip(prompts, draws, strict=True)
@@ -148,16 +156,13 @@ class LocalEngine:
 class _Loop:
     """Token by token, until every answer has ended; answers that have ended leave when they are half of all."""
 
-    def __init__(
-        self, model: Model, decode: Decode, starts: Sequence[int], draws: Sequence[Draw], max_tokens: int
-    ) -> None:
-        device = model.net.device
-        self.model, self.decode, self.max_tokens = model, decode, max_tokens
+    def __init__(self, step: Step, ends: Sequence[int], draws: Sequence[Draw], max_tokens: int) -> None:
+        self.step, self.max_tokens = step, max_tokens
         chance = np.stack([np.random.Generator(np.random.Philox(key=draw.seed)).random(max_tokens) for draw in draws])
-        self.chance_At = torch.from_numpy(chance).to(device)
-        self.heat_A1 = torch.tensor([[draw.temperature] for draw in draws], device=device)
-        self.position_A = torch.tensor(starts, device=device)
-        self.ends = torch.tensor(model.end_ids, device=device)
+        self.chance_At = torch.from_numpy(chance).to(step.device)
+        self.heat_A1 = torch.tensor([[draw.temperature] for draw in draws], device=step.device)
+        self.greedy = not any(draw.temperature for draw in draws)
+        self.ends = torch.tensor(ends, device=step.device)
 
     def run(self, logits_AV: Tensor) -> list[tuple[list[int], list[float]]]:
         """Of every answer its tokens and their log-probabilities; what follows an end token means nothing."""
@@ -166,34 +171,33 @@ class _Loop:
         ids: list[Tensor] = []
         logprobs: list[Tensor] = []
         for step in range(self.max_tokens):
-            next_A = sample(logits_AV, self.heat_A1, self.chance_At[:, step])
-            policy_AV = (logits_AV / torch.where(self.heat_A1 > 0, self.heat_A1, 1)).log_softmax(-1)
+            next_A, logprob_A = self._draw(logits_AV, step)
             ids.append(next_A)
-            logprobs.append(policy_AV.gather(1, next_A[:, None])[:, 0])
+            logprobs.append(logprob_A)
             done_A |= torch.isin(next_A, self.ends)
-            alive = int((~done_A).sum())
+            alive = len(done_A) - int(done_A.sum())
             if not alive or step == self.max_tokens - 1:
                 break
             if 2 * alive <= len(done_A):
                 self._write(found, ids, logprobs)
                 ids, logprobs = [], []
                 next_A, done_A = self._only((~done_A).nonzero()[:, 0], next_A, done_A)
-            logits_AV = self._next(next_A, step)
+            logits_AV = self.step(next_A, self.max_tokens - 2 - step)
         self._write(found, ids, logprobs)
         return found
 
-    def _next(self, next_A: Tensor, step: int) -> Tensor:
-        """Logits after these tokens."""
-        none = torch.zeros_like(next_A, dtype=torch.bool)
-        position_3A = (self.position_A + step).expand(3, -1)
-        hidden_AE = self.model.hidden(self.model.embed(next_A), position_3A, none, None, self.decode)
-        self.decode.at += 1
-        return self.model.head(hidden_AE)
+    def _draw(self, logits_AV: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Next tokens [A], and their log-probabilities under what they were drawn from (greedy: temperature 1)."""
+        if self.greedy:
+            next_A, policy_AV = logits_AV.argmax(-1), logits_AV
+        else:
+            next_A = sample(logits_AV, self.heat_A1, self.chance_At[:, step])
+            policy_AV = logits_AV / torch.where(self.heat_A1 > 0, self.heat_A1, 1)
+        return next_A, policy_AV.log_softmax(-1).gather(1, next_A[:, None])[:, 0]
 
     def _only(self, alive: Tensor, next_A: Tensor, done_A: Tensor) -> tuple[Tensor, Tensor]:
-        self.decode.only(alive.tolist())
+        self.step.only(alive)
         self.chance_At, self.heat_A1 = self.chance_At[alive], self.heat_A1[alive]
-        self.position_A = self.position_A[alive]
         return next_A[alive], done_A[alive]
 
     def _write(
@@ -201,7 +205,7 @@ class _Loop:
     ) -> None:
         """Adds what was drawn since the last time to the answers that were decoded."""
         columns = (torch.stack(list(ids), 1).tolist(), torch.stack(list(logprobs), 1).tolist())
-        for answer, own_ids, own_logprobs in zip(self.decode.answers, *columns, strict=True):
+        for answer, own_ids, own_logprobs in zip(self.step.decode.answers, *columns, strict=True):
             found[answer][0].extend(own_ids)
             found[answer][1].extend(own_logprobs)
 
@@ -218,8 +222,6 @@ def sample(logits_AV: Tensor, heat_A1: Tensor, chance_A: Tensor) -> Tensor:
     chance_A is uniform in [0, 1). Inverse transform sampling: one number decides a token, whatever the batch holds.
     """
     greedy_A = logits_AV.argmax(-1)
-    if not heat_A1.any():
-        return greedy_A
     share_AV = (logits_AV.double() / heat_A1.clamp(min=1e-6)).softmax(-1).cumsum(-1)
     drawn_A = torch.searchsorted(share_AV, (chance_A * share_AV[:, -1])[:, None], right=True)[:, 0]
     return torch.where(heat_A1[:, 0] > 0, drawn_A.clamp(max=logits_AV.shape[1] - 1), greedy_A)

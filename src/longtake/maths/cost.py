@@ -42,7 +42,7 @@ class Work:
     Example: Work(frames=512, visual=35_840, question=256, questions=1, group=8, answer=768).
     """
 
-    frames: int
+    frames: int  # 0: not known
     visual: int  # tokens of the film
     question: int  # tokens of a prompt beside it
     questions: int = 1  # on this film
@@ -215,17 +215,20 @@ class _Pass:
     rates: Rates
     backward: bool
 
-    def whole(self, row: Tokens, together: int) -> float:
+    def whole(self, row: Tokens, together: float) -> float:
         """All layers, `together` tokens in a call."""
         layers, calls = self.shape.layers, ceil(row.tokens / together)
-        return self._layers(layers, row, calls) + self._linear(layers * self.shape.layer, row.tokens)
+        linear = self._linear(layers * self.shape.layer, row.tokens)
+        return self._layers(layers, row, calls) + linear + self._tiles(layers, row.tokens, together)
 
     def prefix(self, row: Tokens) -> float:
-        """One call; of the last layer keys and values alone (runtime.top)."""
-        layers, last = self.shape.layers - 1, self.shape.projections
-        return self._layers(layers, row, 1) + self._linear(layers * self.shape.layer + last, row.tokens)
+        """One call; of the last layer keys and values alone (runtime.top makes its queries too, and drops them)."""
+        layers = self.shape.layers - 1
+        last = self.shape.width * self.shape.kv / self.shape.layers if self.backward else self.shape.projections
+        linear = self._linear(layers * self.shape.layer + last, row.tokens)
+        return self._layers(layers, row, 1) + linear + self._tiles(layers, row.tokens, row.tokens)
 
-    def head(self, row: Tokens, together: int) -> float:
+    def head(self, row: Tokens, together: float) -> float:
         """Log-probabilities of answers; logits of several slices are computed again in the backward."""
         flop = (4 if self.backward and self.way.adapter == "full" else 2) * self.shape.head * row.tokens
         again = flop / self.rates.head.forward if self.backward and min(row.tokens, together) > SLICE else 0.0
@@ -244,6 +247,12 @@ class _Pass:
         flop = (2 + 4 * share if frozen else 4) if self.backward else 2 + 2 * share
         return flop * weights * tokens / self._of(self.rates.linear)
 
+    def _tiles(self, layers: int, tokens: float, together: float) -> float:
+        """MLPs in tiles are computed again in their backward (models.tiled)."""
+        if not self.backward or min(tokens, together) <= self.way.tile:
+            return 0.0
+        return 2 * layers * self.shape.mlp * tokens / self.rates.linear.forward
+
     def _of(self, both: Both) -> float:
         return both.backward if self.backward else both.forward
 
@@ -254,7 +263,8 @@ def _generate(shape: Shape, work: Work, way: Way, rates: Rates) -> float:
     kept = (work.inner.tokens + many * work.answer / 2) * shape.kv * way.item / rates.memory
     pairs = many * (work.prefix + work.answer / 2)
     attention = max(4 * shape.layers * shape.heads * shape.head_width * pairs / rates.decode, kept)
-    return work.answer * (shape.layers * rates.step + reading(shape, many, way.weight, rates) + attention)
+    weight = way.weight if way.weight >= way.item else way.weight + 2 * way.item  # four bits are widened first
+    return work.answer * (shape.layers * rates.step + reading(shape, many, weight, rates) + attention)
 
 
 def reading(shape: Shape, answers: int, weight: float, rates: Rates) -> float:

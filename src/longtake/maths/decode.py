@@ -1,5 +1,8 @@
 """Attention of one new token of every answer, on prefixes that are read once for all who share them.
 
+Every part (a level of prefixes, the answers' own tokens) is attended to by itself, and the parts are joined by their
+log-sum-exp (Hydragen, arXiv 2402.05099): no answer copies its prefix, no score is moved.
+
 M prefixes of a level, N·G = A answers, W answers on one prefix (at most), P prefix tokens, t own tokens, H heads,
 K key/value heads, h = H / K, D head width.
 """
@@ -16,10 +19,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+LOW = -1e30  # is added to the scores of what must not be read; finite, so that a part without anything is no nan
+
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """Which answers read which prefix of a level. Example: Readers.of([0, 0, 1]): two on one, one on the next."""
+    """Which answers read which prefix of a level. Example: Readers.of([0, 0, 1], device): two on one, one on the next."""
 
     row_MW: Int[Tensor, "M W"]  # answers of each prefix, filled up with answer 0
     at_A: Int[Tensor, " A"]  # where each answer lies in row_MW, flat
@@ -56,23 +61,21 @@ class Level:
 
     k: Float[Tensor, "M K P D"]
     v: Float[Tensor, "M K P D"]
-    beyond: Tensor | None  # bool [M, 1, 1, P], what is filling; None where nothing is
+    beyond: Tensor | None  # [M, 1, 1, P], added to the scores: LOW where a prefix is filled up; None where none is
     readers: Readers
 
-    def scores(self, q: Float[Tensor, "A K h D"]) -> Float[Tensor, "A K h P"]:
-        found = _scores(self.readers.gathered(q), self.k)
-        return self.readers.spread(found if self.beyond is None else found.masked_fill(self.beyond, -torch.inf))
-
-    def mixed(self, share: Float[Tensor, "A K h P"]) -> Float[Tensor, "A K h D"]:
-        return self.readers.spread(self.readers.gathered(share) @ self.v)
+    def read(self, q: Float[Tensor, "A K h D"]) -> tuple[Float[Tensor, "A K h D"], Float[Tensor, "A K h 1"]]:
+        """What every answer finds here, and the log-sum-exp of its scores."""
+        out, lse = _read(self.readers.gathered(q), self.k, self.v, self.beyond)
+        return self.readers.spread(out), self.readers.spread(lse)
 
 
 def beyond(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """What fills up prefixes of these lengths: bool [M, 1, 1, P], or None."""
+    """Level.beyond of prefixes of these lengths: float32 [M, 1, 1, P], or None."""
     if min(lengths) == max(lengths):
         return None
-    length_M = torch.tensor(lengths, device=device)
-    return (torch.arange(max(lengths), device=device) >= length_M[:, None])[:, None, None]
+    filling_MP = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+    return torch.where(filling_MP, LOW, 0.0)[:, None, None].to(device)
 
 
 def decode_attention(
@@ -82,22 +85,31 @@ def decode_attention(
     own_v: Float[Tensor, "A K t D"],
     *,
     scale: float,
+    unseen: Float[Tensor, " t"] | None = None,
 ) -> Float[Tensor, "A H 1 D"]:
     """One new token of every answer, on its prefixes and its own t tokens, itself included. No gradient is needed.
 
-    No answer copies its prefix. Half precision: scores and softmax are in float32, the shares rounded again to meet the
-    values, as in flash kernels.
+    `unseen` is added to the scores of own tokens: LOW where there is room for a token but none yet (of finite numbers).
+    Half precision: scores, softmax and the join are in float32, the shares rounded again to meet the values, as in
+    flash kernels.
     """
     answers, heads, _, width = q.shape
     own_q = q.reshape(answers, own_k.shape[1], -1, width) * scale
-    scores = [level.scores(own_q) for level in levels]
-    scores.append(_scores(own_q, own_k))
-    share = torch.cat(scores, -1).softmax(-1).to(q.dtype)
-    *shares, own_share = share.split([score.shape[-1] for score in scores], -1)
-    out = own_share @ own_v
-    for level, part in zip(levels, shares, strict=True):
-        out += level.mixed(part)
-    return out.reshape(answers, heads, 1, width)
+    found = [level.read(own_q) for level in levels]
+    found.append(_read(own_q, own_k, own_v, unseen))
+    share = torch.stack([lse for _, lse in found]).softmax(0)
+    out = sum(part * own for (part, _), own in zip(found, share, strict=True))
+    return out.to(q.dtype).reshape(answers, heads, 1, width)
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+    """[B, K, n, D] on [B, K, P, D]: the mixed values [B, K, n, D], and the log-sum-exp of the scores [B, K, n, 1]."""
+    score = _scores(q, k)
+    if added is not None:
+        score += added
+    share = score.softmax(-1)
+    lse = score.amax(-1, keepdim=True) - share.amax(-1, keepdim=True).log()  # the largest share is exp(largest - lse)
+    return share.to(v.dtype) @ v, lse
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:

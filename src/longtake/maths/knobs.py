@@ -54,9 +54,12 @@ def knobs(work: Work, way: Way) -> Iterator[Knob]:
     if way.adapter == "lora":
         activated = replace(way, mode="alora", adapter="alora", keep="nothing", kl=False)
         yield Knob("--adapter.kind alora", False, work, activated)
-    if work.frames > 1 and work.visual:
-        fewer = max(work.frames * 3 // 4, 1)
+    if work.frames > 1:
+        fewer = work.frames * 3 // 4
         yield Knob(f"--video.frames {fewer}", False, longer(work, fewer), way)
+    elif work.frames == 0 and work.visual > 1:
+        less = replace(work, visual=work.visual * 3 // 4)
+        yield Knob("three quarters of --video.frames", False, less, way)
     if work.group > 2:
         yield Knob(f"--group-size {work.group // 2}", False, replace(work, group=work.group // 2), way)
     if work.answer > 1:

@@ -16,6 +16,7 @@ from longtake.maths.shapes import Shape
 WIDE = 4  # bytes: logits, gradients of keys and values, adapters and their gradients are float32
 USABLE = 0.94  # of a device's memory: the rest is the driver's and fragmentation
 MOST_FRAMES = 1 << 20
+SPREAD = 11  # tensors as wide as the queries in the backward of attention: the largest moment where MLPs are tiled
 # graphs of one layer that its backward needs at once, with the gradients on their way; measured on the CPU to 5 %
 AT_ONCE = {"nothing": 0.0, "graph": 1.0, "layers": 2.2, "host": 2.2}
 
@@ -59,8 +60,8 @@ def room(shape: Shape, work: Work, way: Way, films: int = 1) -> Room:
     item, wide = way.item, max(WIDE, way.item)
     many = work.questions * work.group
     shared, grouped = way.mode in ("exact", "none", "alora"), way.mode == "prefix_grouper"
-    own: Keep = "layers" if way.keep == "host" and way.one_memory else way.keep
-    keep = ("nothing" if way.through == 0 else own) if shared else "graph" if grouped else "nothing"
+    kind: Keep = "layers" if way.keep == "host" and way.one_memory else way.keep
+    keep = ("nothing" if way.through == 0 else kind) if shared else "graph" if grouped else "nothing"
     learned = way.learned(shape)
     if way.adapter == "full":
         weights, learning = shape.params * item * (2 if way.kl else 1), learned * 3 * item
@@ -68,16 +69,20 @@ def room(shape: Shape, work: Work, way: Way, films: int = 1) -> Room:
         frozen = shape.layers * shape.layer
         weights = frozen * way.weight + (shape.params - frozen) * item + learned * wide
         learning = learned * 3 * wide
-    layer, mlp = graph_bytes(shape, item), 4 * shape.inner * item
+    tiled = tokens > way.tile
+    own = graph_bytes(shape, item, tiled=tiled)
+    tiles = way.tile * 4 * shape.inner * item if tiled else 0.0
+    spread = tokens * SPREAD * heads * item if tiled and keep != "nothing" else 0.0
     kv = films * tokens * shape.kv * (item + (wide if keep != "nothing" else 0))
     inputs = films * tokens * shape.layers * shape.width * item
-    kept = {"nothing": 0.0, "graph": films * tokens * (shape.layers - 1) * layer, "layers": inputs, "host": 0.0}[keep]
+    kept = {"nothing": 0.0, "graph": films * tokens * (shape.layers - 1) * own, "layers": inputs, "host": 0.0}[keep]
     stream = tokens * item * (4 * shape.width + 2 * heads)  # a layer's input, output, norm, queries, attention
     asked = min(work.answers.tokens, max(way.answer_tokens, work.answer))
-    if not shared:
-        asked = (
-            work.answers.tokens if grouped else min(work.rows.tokens, max(way.row_tokens, work.prefix + work.answer))
-        )
+    if grouped:
+        asked = work.answers.tokens
+    elif not shared:
+        asked = min(work.rows.tokens, max(way.row_tokens, work.prefix + work.answer))
+    logits = 3 * min(SLICE, asked) * shape.vocab * WIDE
     return Room(
         weights=weights,
         learning=learning,
@@ -85,18 +90,23 @@ def room(shape: Shape, work: Work, way: Way, films: int = 1) -> Room:
         kept=kept,
         prefill=stream + min(tokens, way.tile) * item * 3 * shape.inner,
         generate=films * many * (work.answer * shape.kv * item + 4 * shape.vocab * WIDE),
-        answers=asked * shape.layers * layer + 3 * min(SLICE, asked) * shape.vocab * WIDE,
-        prefix_backward=AT_ONCE[keep] * (tokens * (layer - mlp) + min(tokens, way.tile) * mlp),
+        answers=asked * shape.layers * graph_bytes(shape, item, tiled=asked > way.tile) + logits,
+        prefix_backward=AT_ONCE[keep] * (tokens * own + tiles) + spread,
         host=inputs if keep == "host" else 0.0,
     )
 
 
-def graph_bytes(shape: Shape, item: float) -> float:
-    """What autograd keeps of one token in one layer whose weights, or adapters on them, learn."""
-    half = item < WIDE  # norms then keep a float32 copy
+def graph_bytes(shape: Shape, item: float, *, tiled: bool) -> float:
+    """What autograd keeps of one token in one layer whose weights, or adapters on them, learn.
+
+    A norm keeps its input, the normed input and what it gives (half precision: in float32 besides), an MLP four times
+    its inner width; in tiles (models.tiled) both keep their inputs alone.
+    """
+    half = item < WIDE
     heads, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    norms = ((5 if half else 4) * heads + (5 if half else 4) * keys) if shape.normed else 2 * (heads + keys)
-    return item * (4 * shape.inner + (8 if half else 6) * shape.width + norms) + shape.heads * WIDE
+    attention = (heads + keys) * ((5 if half else 4) if shape.normed else 2)
+    stream = 4 if tiled else 8 if half else 6
+    return item * (stream * shape.width + attention + (0 if tiled else 4 * shape.inner)) + shape.heads * WIDE
 
 
 def fits(shape: Shape, work: Work, way: Way, device: float, host: float, films: int = 1) -> bool:

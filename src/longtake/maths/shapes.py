@@ -50,7 +50,12 @@ class Shape:
     @property
     def layer(self) -> int:
         """Weights of one layer that multiply tokens."""
-        return self.projections + self.width * (self.heads * self.head_width + 3 * self.inner)
+        return self.projections + self.width * self.heads * self.head_width + self.mlp
+
+    @property
+    def mlp(self) -> int:
+        """Those of its MLP."""
+        return 3 * self.width * self.inner
 
     @property
     def head(self) -> int:

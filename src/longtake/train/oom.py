@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
 
 from longtake.errors import UserError
-from longtake.maths.cost import Way, Work
+from longtake.maths.cost import Adapter, Keep, Mode, Way, Work
 from longtake.maths.knobs import LITTLE, savings
 from longtake.maths.room import room
 from longtake.maths.shapes import Shape, shape_of
@@ -39,12 +40,10 @@ class Facts:
 def explained(phase: Phase, facts: Callable[[], Facts]) -> Iterator[None]:
     """Around one phase of a step: a failed allocation becomes a UserError. `facts` is asked only then.
 
-    Example: with explained("answers", lambda: facts_of(model, layout, frames=64, visual=4480, way=way)): …
+    Example: with explained("answers", lambda: facts_of(model, row.layout, "graph", visual=4480)): …
     """
     try:
         yield
-    except UserError:
-        raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_oom(error):
             raise
@@ -82,16 +81,46 @@ def told(phase: Phase, facts: Facts, error: BaseException) -> UserError:
     )
 
 
-def facts_of(model: Model, layout: Layout, way: Way, *, frames: int, visual: int, answer: int = 0) -> Facts:
-    """Facts of a row. frames, visual (tokens): of its films; answer: tokens of each, where the layout has none."""
-    answers = [segment.length for segment in layout.segments if not segment.inner]
-    leaves = [segment for segment in layout.segments if segment.inner]
-    questions = max(1, sum(1 for segment in leaves if segment.stop > segment.start + segment.length)) if answers else 1
-    prefix = layout.stem.total
-    group = max(1, round(len(answers) / questions))
-    length = answer or round(sum(answers) / max(1, len(answers)))
-    work = Work(max(frames, 1), visual, round((prefix - visual) / questions), questions, group, length)
-    return Facts(shape_of(model.net.config.to_dict()), work, way)
+def facts_of(
+    model: Model,
+    layout: Layout,
+    keep: Keep,
+    *,
+    visual: int,
+    asked: tuple[int, int] | None = None,
+    answer_tokens: int = 0,
+) -> Facts:
+    """Facts of a row as it runs.
+
+    visual: tokens of its films. asked: (answers to a question, tokens of each) where the layout has none yet, as in a
+    rollout. answer_tokens: fed in one forward and backward; 0 = all.
+    """
+    segments = layout.segments
+    answers = [segment.length for segment in segments if not segment.inner]
+    inner = [segment for segment in segments if segment.inner]
+    films = sum(before.stop > after.start for before, after in pairwise(inner))  # that several questions share
+    questions = max(1, len(inner) - films)
+    text = max(0, layout.stem.total - visual)
+    group, length = asked or (round(len(answers) / questions), round(sum(answers) / max(1, len(answers))))
+    work = Work(0, visual, round(text / questions), questions, max(1, group), max(1, length))
+    return Facts(shape_of(model.net.config.to_dict()), work, way_of(model, keep, answer_tokens or sum(answers) or 1))
+
+
+def way_of(model: Model, keep: Keep, answer_tokens: int) -> Way:
+    """How this model is trained, read off its parameters."""
+    shape, item = shape_of(model.net.config.to_dict()), float(model.net.dtype.itemsize)
+    mode: Mode = "none" if keep == "nothing" else "exact"
+    way = Way(
+        mode, keep, item=item, weight=item, answer_tokens=answer_tokens, one_memory=model.net.device.type == "cpu"
+    )
+    if model.adapter is None:
+        return way
+    kind: Adapter = model.adapter.kind
+    frozen = sum(p.nbytes for p in model.layers.parameters() if not p.requires_grad)
+    if kind == "alora":
+        way = replace(way, mode="alora", keep="nothing")
+    rank = int(model.adapter.config.r)
+    return replace(way, adapter=kind, rank=rank, weight=frozen / (shape.layers * shape.layer))
 
 
 def gb(size: float) -> str:

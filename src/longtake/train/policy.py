@@ -22,12 +22,13 @@ from longtake.maths.advantage import Weights, equal_groups, overlong_penalty
 from longtake.maths.algorithms import ALGORITHMS, Algorithm
 from longtake.maths.loss import policy_gradient
 from longtake.maths.pack import pack
-from longtake.records import Group, Prompt, Question
+from longtake.records import Group, Layout, Prompt, Question
 from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
 from longtake.runtime.prefix import Keep
 from longtake.runtime.rows import lead
 from longtake.train.keys import batch, epoch_fits, keyed
+from longtake.train.oom import Facts, explained, facts_of
 from longtake.train.rollout import Rollout, answer_kept, scored
 from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
@@ -90,6 +91,9 @@ def read_questions(path: Path, wanted: int, reward: Mix, video: Video, log: Log)
     return questions
 
 
+Batches = Iterator[tuple[list[Look], list[Kept]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """How a step's answers come about. Example: for answered, _ in sampler.answers(session, log): …"""
@@ -141,7 +145,7 @@ class Sampler:
             batches = answer_kept(
                 engine, session.films, looks, self.heats, self.max_tokens, keep or (lambda _: "nothing"), *key
             )
-            while (one := _timed(batches, log)) is not None:
+            while (one := self._next(batches, session, looks, log)) is not None:
                 asked, kept = one
                 with log.phase("reward"):
                     new = scored(asked, [group for each in kept for group in each.groups], self.reward)
@@ -151,13 +155,20 @@ class Sampler:
             if found >= self.count:
                 return
 
+    def _next(
+        self, batches: Batches, session: Session, looks: Sequence[Look], log: Log
+    ) -> tuple[list[Look], list[Kept]] | None:
+        """The next batch of answers; None after the last. Raises UserError where memory is short."""
 
-Batches = Iterator[tuple[list[Look], list[Kept]]]
+        def facts() -> Facts:
+            longest = max((session.films.prompt(look) for look in looks), key=lambda prompt: len(prompt.ids))
+            layout = Layout(((len(longest.ids), ()),))
+            visual = sum(stop - start for start, stop in longest.visual)
+            asked = (len(self.heats), self.max_tokens)
+            return facts_of(session.model, layout, session.passes.keep, visual=visual, asked=asked)
 
-
-def _timed(batches: Batches, log: Log) -> tuple[list[Look], list[Kept]] | None:
-    with log.phase("rollout"):
-        return next(batches, None)
+        with log.phase("rollout"), explained("generate", facts):
+            return next(batches, None)
 
 
 def differing(answered: Rollout) -> Rollout:

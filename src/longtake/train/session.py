@@ -18,7 +18,7 @@ from longtake.data.rows import Bad
 from longtake.errors import UserError
 from longtake.log import Log
 from longtake.log.files import write_jsonl
-from longtake.maths.cost import Way, Work
+from longtake.maths.cost import Work
 from longtake.maths.room import keep_for
 from longtake.maths.shapes import shape_of
 from longtake.models.adapters import prepare
@@ -34,6 +34,7 @@ from longtake.runtime.words import unknown
 from longtake.train import resume
 from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory, PrefixGradient, probability
+from longtake.train.oom import way_of
 from longtake.train.selfcheck import check
 from longtake.train.settings import Dtype, Optim, Video
 from longtake.train.step import Passes, adamw, count_bad, step_optimizer
@@ -146,8 +147,8 @@ def _passes(config: Trains, model: Model, log: Log) -> Passes:
     else:
         device, host = _room_of(model.net.device)
         work = Work(frames=1, visual=memory.row_tokens, question=1, answer=memory.answer_tokens // 8)
-        way = Way("exact", keep="graph", adapter=config.adapter.kind, item=model.net.dtype.itemsize)
-        keep = keep_for(shape_of(model.net.config.to_dict()), work, way, device, host)
+        shape, way = shape_of(model.net.config.to_dict()), way_of(model, "graph", memory.answer_tokens)
+        keep = keep_for(shape, work, way, device, host)
         if keep != "graph":
             log.note(f"of a prefix {keep} are kept: the graph of {memory.row_tokens} tokens does not fit this machine")
     return Passes(keep, memory.answer_tokens, through, config.seed)

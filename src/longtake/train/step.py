@@ -24,6 +24,7 @@ from longtake.records import AnswerRow, PrefixRow
 from longtake.runtime.prefix import Keep, Prefill, extend, finish
 from longtake.runtime.rows import FeaturesOf, compute, lead
 from longtake.train.keys import keyed
+from longtake.train.oom import Facts, explained, facts_of
 
 MOST_BAD = 5  # steps in a row without a finite gradient
 ON_DEVICE = ("position_3A", "target_R", "weight_R", "old_logprob_R", "answer_R")
@@ -94,15 +95,23 @@ def backward(
     """Gradients of the SUMMED loss of one packed row are added to the parameters': prefixes, answers, prefixes back.
 
     made: the row's prefixes as the rollout computed them, with these weights; without it they are computed here.
-    scale: of the gradient through the prefixes; 0 leaves that out.
+    scale: of the gradient through the prefixes; 0 leaves that out. Raises UserError where memory is short.
     """
+
+    def facts() -> Facts:
+        visual, most = int(row.visual_T.sum()), passes.answer_tokens
+        return facts_of(model, row.layout, passes.keep, visual=visual, answer_tokens=most)
+
     if made is None:
-        made = compute(model, stem(row), features, passes.keep if scale and not lead(model) else "nothing")
+        with explained("prefill", facts):
+            made = compute(model, stem(row), features, passes.keep if scale and not lead(model) else "nothing")
     sums = Sums()
-    for part in answer_rows(row, passes.answer_tokens):
-        sums += _answers(model, made, part, objective)
+    with explained("answers", facts):
+        for part in answer_rows(row, passes.answer_tokens):
+            sums += _answers(model, made, part, objective)
     if made.keep != "nothing":
-        finish(model, made, scale)
+        with explained("prefix_backward", facts):
+            finish(model, made, scale)
     return sums
 
 

@@ -1,0 +1,121 @@
+"""docs/learning.md and its figure, written from bench/results/learning.json: `python -m bench.learning`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from bench import learning_plot, readme
+from bench.learning_plot import LINES, SMOOTH, title
+
+PAGE, FIGURE = "docs/learning.md", "docs/learning.svg"
+NAMES = {mode: name for mode, name, *_ in LINES}
+KINDS = {"lora": "LoRA", "alora": "aLoRA"}
+
+
+def pages(measured: Mapping[str, Any], page: str) -> dict[str, str]:
+    """Text of both files by their path in the repository; `page` is the page as it stands."""
+    parts = {
+        "figure": f"![{title(measured)}]({FIGURE.removeprefix('docs/')})",
+        "reading": reading(measured),
+        "differences": differences(measured),
+        "runs": table(measured),
+        "setting": setting(measured),
+    }
+    return {PAGE: readme.filled(page, parts), FIGURE: learning_plot.picture(measured)}
+
+
+def write(measured: Mapping[str, Any]) -> None:
+    """Writes page and figure."""
+    for name, text in pages(measured, (readme.ROOT / PAGE).read_text(encoding="utf-8")).items():
+        (readme.ROOT / name).write_text(text, encoding="utf-8")
+
+
+def verdict(estimate: Mapping[str, Any]) -> str:
+    """What an interval of a difference allows to say."""
+    low, high = estimate["interval"]
+    return "more right" if low > 0 else "fewer right" if high < 0 else "no difference seen"
+
+
+def between(estimate: Mapping[str, Any]) -> str:
+    """Example: "-1.2 [-3.0, +0.7]"."""
+    low, high = map(readme.points, estimate["interval"])
+    return f"{readme.points(estimate['difference'])} [{low}, {high}]"
+
+
+def seeds_of(measured: Mapping[str, Any]) -> list[int]:
+    return [start["seed"] for start in measured["starts"]]
+
+
+def pooled(measured: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The comparisons over all seeds together."""
+    return [one for one in measured["differences"] if one["seeds"] == seeds_of(measured)]
+
+
+def reading(measured: Mapping[str, Any]) -> str:
+    """One sentence for every comparison, over all seeds."""
+    said = []
+    for one in pooled(measured):
+        told = f"sampled {between(one['sampled'])}: {verdict(one['sampled'])}"
+        told += f"; greedy {between(one['greedy'])}: {verdict(one['greedy'])}"
+        said.append(f"- **{NAMES[one['mode']]}** against {NAMES[one['against']]}: {told}.")
+    return "\n".join(said)
+
+
+def differences(measured: Mapping[str, Any]) -> str:
+    """A line for every comparison and seed."""
+    rows = ["| | seed | sampled [95 %] | | greedy [95 %] | |", "|---|---|---:|---|---:|---|"]
+    for one in measured["differences"]:
+        seeds = " and ".join(map(str, one["seeds"]))
+        cells = [f"{NAMES[one['mode']]} − {NAMES[one['against']]}", seeds]
+        for way in ("sampled", "greedy"):
+            cells += [between(one[way]), verdict(one[way])]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def table(measured: Mapping[str, Any]) -> str:
+    """One line a run, below the start of its seed."""
+    rows = [
+        f"| seed | mode | rate | reward, mean | last {SMOOTH} | sampled | greedy | tokens | rollout s | update s |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for start in measured["starts"]:
+        rows.append(_row([str(start["seed"]), "the start (after SFT)", "", "", ""], start, ["", ""]))
+        for run in measured["runs"]:
+            if run["seed"] == start["seed"]:
+                rewards = [f"{fmean(part):.3f}" for part in (run["curve"], run["curve"][-SMOOTH:])]
+                front = [str(run["seed"]), NAMES[run["mode"]], f"{run['lr']:g}", *rewards]
+                rows.append(_row(front, run, [f"{run['rollout_s']:.2f}", f"{run['update_s']:.2f}"]))
+    return "\n".join(rows)
+
+
+def _row(front: Sequence[str], judged: Mapping[str, Any], back: Sequence[str]) -> str:
+    shares = [readme.share(judged[way]) for way in ("sampled", "greedy")]
+    return "| " + " | ".join([*front, *shares, f"{judged['length']:.0f}", *back]) + " |"
+
+
+def setting(measured: Mapping[str, Any]) -> str:
+    """What was measured on what, and how the adapters' rate was chosen."""
+    tuned, versions, run = measured["tuned"], measured["versions"], measured["runs"][0]
+    tried = "; ".join(
+        f"{KINDS[kind]}: " + ", ".join(f"{one['lr']:g} → {one['reward']:.3f}" for one in own)
+        for kind, own in tuned["tried"].items()
+    )
+    full = next(run["lr"] for run in measured["runs"] if run["mode"] == "exact")
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
+    said = [
+        f"GRPO for {len(run['curve'])} steps from the demo's model after SFT, with the demo's settings;",
+        f"{measured['starts'][0]['n']} held-out questions a seed at {measured['frames']} frames,",
+        f"which are {measured['visual_tokens']} visual tokens here.",
+        f"Training reward is accuracy plus a tenth for the format, 1.1 at most; a curve's point is the mean of {SMOOTH} steps.",
+        f"All weights are trained at the demo's rate of {full:g}, which was not tuned for this page.",
+        f"Adapters have rank {measured['rank']} on every linear layer of the decoder; their rate was tuned:",
+        f"{tuned['steps']} steps under seed {tuned['seed']} at each of these rates",
+        f"gave a training reward of {tried} (mean of the last {SMOOTH}); each kind then had its best for every seed.",
+        "Seconds are medians of a step's wall time, with whatever else the machine was doing.",
+        f"{measured['machine']['system']}, {readme.where(measured['machine'])}, Python {versions['python']},",
+        f"{packages}; {measured['date']}. `python -m bench.learning out/demo-a out/demo-b` measures this anew.",
+    ]
+    return " ".join(said)
