@@ -1,6 +1,4 @@
-"""A decoder of some size with random weights, one film of random features, and a step on them in every mode.
-
-It imports torch, transformers, peft and of longtake what these need, so that it runs where nothing else is installed.
+"""A step on one film in every mode of the GPU benchmark, its seconds by phase.
 
     encode_once         a row of its own for every answer, through transformers' sdpa and activation checkpointing, on
                         features that were encoded once (MR-SP stage 1, LongVILA-R1)
@@ -10,33 +8,28 @@ It imports torch, transformers, peft and of longtake what these need, so that it
     no_prefix_gradient  answers learn on the prefix's keys and values, no gradient goes through the prefix
     alora               an adapter on answer tokens only, on keys and values that an earlier step left behind
 
-P prompt tokens, R answer tokens, G answers, N visual tokens, T = P + R - 1, E width.
+R answer tokens, G answers, T tokens of a row, E model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from math import inf
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLTextConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
+from bench.h200_net import Clock, Net, Scene
 from longtake.engines.decode import Decode
 from longtake.maths.algorithms import ALGORITHMS
 from longtake.maths.logprob import score_tokens
 from longtake.maths.pack import answer_rows, pack, stem
 from longtake.models import attention as registered
-from longtake.models.adapters import add_adapter
-from longtake.models.decoder import Decoder
-from longtake.models.tiled import pointwise, tile
-from longtake.records import Features, PrefixRow, Prompt
+from longtake.records import AnswerRow
 from longtake.runtime.inputs import fill
 from longtake.runtime.prefix import Keep, Prefill, extend, finish, prefill
 
@@ -49,147 +42,17 @@ KEEPS: dict[str, Keep] = {
 }
 MODES = ("encode_once", *KEEPS)
 LOSS = ALGORITHMS["longtake"].loss
-RANK, ALPHA, RATE, NORM = 32, 64.0, 1e-6, 1.0
-HEADER = 4  # tokens of the assistant header
-TILE = 8192
+NORM = 1.0
 ON_DEVICE = ("position_3A", "target_R", "weight_R", "old_logprob_R", "answer_R")
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """A decoder and what it is asked. Example: SEVEN.tokens(64) == 4480 + 256."""
+class Took:
+    """One update. Example: Took({"prefill": 1.0, "answers": 2.0, "optimizer": 0.1}, 0.7, 8)."""
 
-    family: str
-    layers: int
-    width: int  # E
-    heads: int
-    kv_heads: int
-    inner: int
-    vocab: int
-    grid: tuple[int, int]  # tokens of two frames, down and across
-    question: int  # tokens after the film, the header included
-    answer: int  # R
-    group: int  # G
-
-    def tokens(self, frames: int) -> int:
-        """P"""
-        return frames // 2 * self.grid[0] * self.grid[1] + self.question
-
-
-SEVEN = Size("qwen2.5-vl-7b", 28, 3584, 28, 4, 18944, 152064, (10, 14), 256, 768, 8)
-TINY = Size("tiny", 3, 64, 4, 2, 96, 300, (2, 3), 12, 6, 3)
-
-
-class Net(Decoder):
-    """A decoder as prefixes, adapters and this benchmark need it."""
-
-    header = tuple(range(HEADER))
-    adapter: Any = None
-
-    @property
-    def net(self) -> nn.Module:
-        return self.text
-
-    @property
-    def device(self) -> torch.device:
-        return self.text.device
-
-    def acting(self, kind: str) -> None:
-        """The adapter as a "lora" or an "alora"."""
-        self.adapter = replace(self.adapter, kind=kind)
-
-
-def network(size: Size, device: str, dtype: torch.dtype, *, adapter: bool = True) -> Net:
-    """Random weights; without an adapter all of them learn."""
-    half = size.width // size.heads // 2
-    section = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]  # 16, 24, 24 of 64
-    config = Qwen2_5_VLTextConfig(
-        vocab_size=size.vocab,
-        hidden_size=size.width,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": section},
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            torch.manual_seed(0)
-            text = Qwen2_5_VLTextModel(config)
-            head = nn.Linear(size.width, size.vocab, bias=False)
-    finally:
-        torch.set_default_dtype(before)
-    net = Net(text, head, rope_rows=3)
-    head.requires_grad_(False)
-    if adapter:
-        text.requires_grad_(False)
-        add_adapter(net, "lora", RANK, ALPHA)
-    tile(pointwise(net.layers, net.norm), TILE)
-    return net
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds by phase. Example: with clock("prefill"): …."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + self.now() - start
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One question on one film, and the answers to learn from. Example: scene(net, TINY, frames=4)."""
-
-    net: Net
-    prompt: Prompt
-    features: Features
-    answers: list[list[int]]  # [G][R]
-    weights: list[list[float]]
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def row(self) -> PrefixRow:
-        """Under an activated LoRA the header begins the answers."""
-        lead = HEADER if self.net.adapter is not None and self.net.adapter.kind == "alora" else 0
-        return pack([self.prompt], [self.answers], [self.weights], lead=lead)
-
-
-def scene(net: Net, size: Size, frames: int, group: int = 0, answer: int = 0) -> Scene:
-    """`group` and `answer`: 0 = as the size says."""
-    generator = torch.Generator().manual_seed(frames)
-    visual, prompt = size.tokens(frames) - size.question, size.tokens(frames)
-    down, across = size.grid
-    place_N = torch.arange(visual)
-    position_3N = torch.stack([place_N // (down * across) * 2, place_N // across % down, place_N % across])
-    after = int(position_3N.max()) + 1 + torch.arange(size.question)
-    ids = torch.randint(0, size.vocab, (prompt,), generator=generator).tolist()
-    position_3P = torch.cat([position_3N, after.expand(3, -1)], 1)
-    noise = torch.Generator(net.device).manual_seed(frames)
-    level_1NE = torch.randn(1, visual, size.width, generator=noise, device=net.device, dtype=net.text.dtype) * 0.02
-    count, length = group or size.group, answer or size.answer
-    answers = torch.randint(0, size.vocab, (count, length), generator=generator).tolist()
-    learned = [p for p in net.text.parameters() if p.requires_grad]
-    return Scene(
-        net,
-        Prompt("film", tuple(ids), ((0, visual),), position_3P, "film", None),
-        Features(level_1NE),
-        answers,
-        [[1.0 if place % 2 else -1.0] * length for place in range(count)],
-        torch.optim.AdamW(learned, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, foreach=True),
-    )
+    phases: dict[str, float]  # seconds
+    norm: float  # of the gradient: modes that are the same in exact arithmetic agree on it
+    answers: int  # that were run; where fewer than G, the time of all is extrapolated
 
 
 def compute(here: Scene, keep: Keep) -> Prefill:
@@ -203,15 +66,18 @@ def compute(here: Scene, keep: Keep) -> Prefill:
 
 def learn_answers(here: Scene, made: Prefill, answer_tokens: int) -> None:
     """Forward and backward of all answers on a prefix, at most `answer_tokens` at once."""
-    for part in answer_rows(here.row, answer_tokens):
-        part = replace(part, **{name: getattr(part, name).to(here.net.device) for name in ON_DEVICE})
+    for part in (_moved(part, here.net.device) for part in answer_rows(here.row, answer_tokens)):
         hidden_RE = extend(here.net, made, part)
         logprob_R = score_tokens(here.net.head, hidden_RE, part.target_R).logprob_R
         LOSS(logprob_R, logprob_R.detach(), part.weight_R, part.answer_R).total.backward()
 
 
-def step(here: Scene, mode: str, answer_tokens: int, limit: float = float("inf")) -> tuple[dict[str, float], int]:
-    """Seconds by phase of one update, and how many answers were run (`rows`). The adapter's kind is set."""
+def _moved(row: AnswerRow, device: torch.device) -> AnswerRow:
+    return replace(row, **{name: getattr(row, name).to(device) for name in ON_DEVICE})
+
+
+def step(here: Scene, mode: str, answer_tokens: int, limit: float = inf) -> Took:
+    """One update; `limit`: see `rows`."""
     clock, count = Clock(here.net.device), len(here.answers)
     here.net.acting("alora" if mode == "alora" else "lora")
     if mode == "encode_once":
@@ -225,11 +91,11 @@ def step(here: Scene, mode: str, answer_tokens: int, limit: float = float("inf")
             with clock("prefix_backward"):
                 finish(here.net, made)
     with clock("optimizer"):
-        learned = here.optimizer.param_groups[0]["params"]
-        nn.utils.clip_grad_norm_([p for p in learned if p.grad is not None], NORM)
+        learned = [p for p in here.learned if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(learned, NORM))
         here.optimizer.step()
         here.optimizer.zero_grad(set_to_none=True)
-    return clock.seconds, count
+    return Took(clock.seconds, norm, count)
 
 
 @contextmanager
@@ -248,7 +114,7 @@ def as_transformers(net: Net) -> Iterator[None]:
             net.text.set_attn_implementation(registered.TEXT)
 
 
-def rows(here: Scene, clock: Clock, limit: float = float("inf")) -> int:
+def rows(here: Scene, clock: Clock, limit: float = inf) -> int:
     """A row and a backward for every answer. After `limit` seconds no other is begun, and the time of all is that of
     those run times G / run: as long as the last one, they cost the same. Returns how many were run.
     """

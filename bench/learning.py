@@ -36,7 +36,7 @@ from longtake.train.settings import Optim
 
 RESULT = demo.RESULTS / "learning.json"
 RATE = 3e-4  # of the demo, for all weights
-RATES = (3e-4, 1e-3, 3e-3)  # tried for adapters
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # tried for adapters
 RANK = 32
 MOST = max(FRAMES)  # frames of the evaluation
 WAYS = ("sampled", "greedy")

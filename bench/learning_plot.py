@@ -12,8 +12,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 SMOOTH = 20  # steps: a point is the mean of the last so many
-WIDTH, HEIGHT = 840, 380
-LEFT, TOP, PANEL, GAP, DEEP = 46, 44, 358, 72, 226  # of the first panel; GAP is what lies between the two
+WIDTH, HEIGHT = 840, 400
+LEFT, TOP, PANEL, GAP, DEEP = 46, 40, 352, 68, 272  # of the first panel; GAP is what lies between the two
 INK, GRID = "#767d86", "#76808a"
 LINES = (  # mode, what it is called, colour, dashes
     ("exact", "exact", "#2f7de0", ""),
@@ -105,11 +105,11 @@ def _panel(left: float, name: str, curves: Mapping[str, Sequence[float]], span: 
 
 def _legend(lines: Sequence[tuple[str, str, str, str]]) -> list[str]:
     """A stroke and a name for every mode, in one row below the panels."""
-    each, y = (WIDTH - LEFT) / len(lines), HEIGHT - 22
-    parts = []
-    for place, (_, name, colour, dashes) in enumerate(lines):
-        x = LEFT + place * each
+    x, y, parts = float(LEFT), HEIGHT - 14, []
+    room = (WIDTH - LEFT - 42 * len(lines)) / sum(len(name) for _, name, *_ in lines)  # for a letter
+    for _, name, colour, dashes in lines:
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         parts.append(f'<line class="line" stroke="{colour}"{dashed} x1="{x:.1f}" x2="{x + 24:.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{x + 30:.1f}" y="{y + 5}" style="fill:{colour}">{escape(name)}</text>')
+        x += 42 + room * len(name)
     return parts

@@ -71,6 +71,22 @@ def test_three_passes_are_three(steps: Mapping[str, Any]) -> None:
     assert not {"old", "reference"} & steps["per_answer"]["phases"].keys()
 
 
+@pytest.mark.parametrize(("mode", "times"), [("per_answer", 1), ("per_answer_3pass", 3), ("encode_once", 0)])
+def test_films_are_encoded_as_often_as_is_said(
+    world: World, mode: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench import cpu_peers
+    from bench.cpu_scene import Clock, opened
+
+    scene = opened(world, FRAMES, GROUP, ANSWER)
+    films: list[Any] = []
+    encode = scene.model.encode
+    with scene.touched(world.folder / mode, Clock()):
+        monkeypatch.setattr(scene.model, "encode", lambda asked: films.extend(asked) or encode(asked))
+        getattr(cpu_peers, mode)(scene)
+    assert len(films) == times * GROUP
+
+
 def test_prompts_have_the_length_that_is_told(world: World) -> None:
     from bench.cpu_scene import Clock, opened
 

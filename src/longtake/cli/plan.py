@@ -81,7 +81,7 @@ class Config(Settings):
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Returns {"model", "device", "rates", "columns", "largest", "advice", "notes"}."""
     config.memory.check(config.adapter.kind, config.prefix_gradient)
-    found = known(config.model, config.sizes)
+    found = known(config.model, config.sizes, config.tokens_per_frame)
     device = _device(config)
     item = BYTES[config.dtype] if config.dtype != "auto" else 4.0 if device.on_cpu else 2.0
     rates = device.rates(item)
@@ -172,7 +172,7 @@ def way_of(config: Config, shape: Shape, device: Device, item: float) -> Way:
 
 
 def _column(config: Config, found: Known, device: Device, rates: Rates, way: Way, frames: int) -> Column:
-    each = config.tokens_per_frame or found.per_frame(frames)
+    each = found.per_frame(frames)
     asked = config.questions_per_film
     work = Work(
         frames, max(1, round(frames * each)), config.question_tokens, asked, config.group_size, config.max_tokens

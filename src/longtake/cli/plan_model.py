@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,19 @@ class Known:
     name: str
     shape: Shape
     per_frame: Callable[[int], float]  # tokens of a frame where that many are looked at
-    notes: tuple[str, ...] = ()  # what was assumed
+    notes: tuple[str, ...]  # what was assumed; the last one of tokens a frame
 
 
-def known(model: str | None, sizes: Sizes | None) -> Known:
-    """The model's shape. Raises UserError for a model that is not here or does not say how large it is."""
+def known(model: str | None, sizes: Sizes | None, per_frame: float | None = None) -> Known:
+    """The model's shape; `per_frame` tokens, if given, instead of its processor's.
+
+    Raises UserError for a model that is not here or does not say how large it is.
+    """
+    found = _found(model, sizes)
+    return found if per_frame is None else replace(found, per_frame=lambda _: per_frame, notes=found.notes[:-1])
+
+
+def _found(model: str | None, sizes: Sizes | None) -> Known:
     if sizes is not None:
         return Known("your sizes", Shape(**sizes.model_dump()), lambda _: PER_FRAME, (_assumed(),))
     assert model is not None

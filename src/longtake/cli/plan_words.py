@@ -77,7 +77,7 @@ def _head(plan: Plan) -> list[str]:
     shape, kv = plan.shape, plan.columns[0].way.item * plan.shape.kv / 1e3
     source = "seconds: rates measured here" if plan.probed else "seconds: a model of the device, --probe measures it"
     return [
-        f"{plan.model}: {shape.layers} layers of {shape.width}, {shape.params / 1e9:.2f} B parameters, "
+        f"{plan.model}: {shape.layers} layers of {shape.width}, {_many(shape.params)} parameters, "
         f"{kv:.0f} kB of keys and values a token",
         plan.trains,
         f"{plan.device.name}, {plan.device.bytes / GB:.0f} GB; {source}; bytes: a model",
@@ -189,6 +189,11 @@ def _aligned(rows: Sequence[tuple[str, list[str]]]) -> list[str]:
         else name
         for name, row in rows
     ]
+
+
+def _many(count: int) -> str:
+    """8.29 B, 5.3 M."""
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def _short(number: float) -> str:

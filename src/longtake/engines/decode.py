@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from longtake.maths.decode import LOW, Level, Readers, beyond, decode_attention
-from longtake.records import Layout
 from longtake.runtime.prefix import Prefill
 
 FIRST = 64  # answer tokens there is room for at first; the room doubles as answers grow

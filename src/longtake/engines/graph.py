@@ -28,6 +28,10 @@ Run = Callable[[], Tensor]
 _plain: WeakSet[nn.Module] = WeakSet()  # networks that cannot be recorded
 
 
+class Disagreement(Exception):
+    """A recorded step gave other numbers, and nobody knows what it wrote where: decoding must start again."""
+
+
 class Recorder(Protocol):
     """A device's way to record what runs on it."""
 
@@ -62,7 +66,7 @@ class Step:
         self._proved = False
 
     def __call__(self, ids_A: Tensor, left: int) -> Tensor:
-        """[A, V], good until the next call. `left`: how many calls will follow."""
+        """[A, V], good until the next call. `left`: how many calls will follow. Raises Disagreement."""
         if self.decode.make_room():
             self._replay = None
         self._ids_A.copy_(ids_A)
@@ -87,7 +91,7 @@ class Step:
         hidden_AE = self._model.hidden(embed_AE, self._position_A.expand(3, -1), self._none_A, None, self.decode)
         logits_AV = self._model.head(hidden_AE)
         for number in self._moving():
-            number += 1
+            number.add_(1)
         return logits_AV
 
     def _record(self, recorder: Recorder) -> Tensor:
@@ -106,16 +110,17 @@ class Step:
         return logits_AV
 
     def _prove(self, replay: Run) -> Tensor:
-        """A recording's first token, both ways; last the plain one, whose keys and values then stay."""
+        """A recording's first token, both ways: not on the token of the recording, so that what went stale shows."""
         before = [number.clone() for number in self._moving()]
-        got_AV = replay()
-        self._back_to(before)
         want_AV = self._run()
+        self._back_to(before)
+        got_AV = replay()
         apart = float((got_AV - want_AV).abs().max() / want_AV.abs().max())
         self._proved = apart <= AGREE[self._model.net.dtype]
         if not self._proved:  # also where either is not a number
             self._give_up(f"a replayed step's logits were {apart:.1e} of the largest off")
-        return want_AV
+            raise Disagreement
+        return got_AV
 
     def _moving(self) -> list[Tensor]:
         """What a step counts up by one on the device."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longtake.engines.decode import Decode, Pairs
-from longtake.engines.graph import Step, recorder_for
+from longtake.engines.graph import Disagreement, Step, recorder_for
 from longtake.errors import UserError
 from longtake.maths.pack import answer_rows, pack
 from longtake.protocols import Model
@@ -118,14 +119,29 @@ class LocalEngine:
             raise UserError("the model computes no finite numbers", why=why, fix=fix)
         starts = [int(prompt.position_3P.max()) + 1 for prompt in prompts for _ in range(per_prompt)]
         flat = [draw for own in draws for draw in own]
-        recorder = recorder_for(self.model)
-        decode = Decode(mades, per_prompt, max_tokens, begun, static=recorder is not None)
-        step = Step(self.model, decode, starts, recorder, self.say)
-        rows = iter(_Loop(step, self.model.end_ids, flat, max_tokens).run(logits))
+        fresh = partial(Decode, mades, per_prompt, max_tokens, begun)
+        rows = iter(self._rows(fresh, starts, flat, logits, max_tokens))
         return [
             Group(prompt, tuple(self._answer(draw, *next(rows)) for draw in own))
             for prompt, own in zip(prompts, draws, strict=True)
         ]
+
+    def _rows(
+        self,
+        fresh: Callable[..., Decode],
+        starts: Sequence[int],
+        draws: Sequence[Draw],
+        logits: Tensor,
+        max_tokens: int,
+    ) -> list[tuple[list[int], list[float]]]:
+        """Tokens and log-probabilities of every answer; `starts`: positions of their first tokens."""
+        while True:
+            recorder = recorder_for(self.model)
+            step = Step(self.model, fresh(static=recorder is not None), starts, recorder, self.say)
+            try:
+                return _Loop(step, self.model.end_ids, draws, max_tokens).run(logits)
+            except Disagreement:
+                continue  # from now on without a recorder
 
     def _begin(self, mades: Sequence[Prefill], prompts: Sequence[Prompt]) -> tuple[Tensor, Pairs | None]:
         """What predicts the answers' first token [N, E]; keys and values [N, K, t, D] of an activated LoRA's header."""

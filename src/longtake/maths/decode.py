@@ -24,7 +24,7 @@ LOW = -1e30  # is added to the scores of what must not be read; finite, so that 
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """Which answers read which prefix of a level. Example: Readers.of([0, 0, 1], device): two on one, one on the next."""
+    """Which answers read which prefix of a level. Example: Readers.of([0, 0, 1], device)."""
 
     row_MW: Int[Tensor, "M W"]  # answers of each prefix, filled up with answer 0
     at_A: Int[Tensor, " A"]  # where each answer lies in row_MW, flat
@@ -57,7 +57,10 @@ class Readers:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Prefixes of one depth (films, or questions on them) in one layer; shorter ones are filled up at the end."""
+    """Prefixes of one depth (films, or questions on them) in one layer; shorter ones are filled up at the end.
+
+    P is at least 1: a depth at which nobody has anything is none.
+    """
 
     k: Float[Tensor, "M K P D"]
     v: Float[Tensor, "M K P D"]

@@ -22,6 +22,7 @@ class Decoder:
 
     def __init__(self, text: Any, lm_head: nn.Linear, *, rope_rows: int) -> None:
         """`rope_rows`: 3 for M-RoPE, 1 for plain positions (the first row of position_3T)."""
+        registered.check_shareable(text.config)
         registered.register()
         text.set_attn_implementation(registered.TEXT)
         self.text, self.lm_head, self.rope_rows = text, lm_head, rope_rows

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from longtake.maths.attention import shared_prefix_attention
+from longtake.maths.attention import ends_attention, shared_prefix_attention
 from longtake.records import Layout
 
 
@@ -101,30 +100,7 @@ class _AtEnds:
     layout: Layout
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out = []
-        for number, path in enumerate(_paths(self.layout)):
-            keys, values = (
-                torch.cat([x[:, :, start:stop] for start, stop in path], 2)
-                if len(path) > 1
-                else x[:, :, slice(*path[0])]
-                for x in (self.k, self.v)
-            )
-            own = q[:, :, number : number + 1]
-            out.append(scaled_dot_product_attention(own, keys, values, scale=scale, enable_gqa=True))
-        return torch.cat(out, 2)
-
-
-def _paths(layout: Layout) -> list[list[tuple[int, int]]]:
-    """For every inner segment of a stem, what its last token reads: its ancestors and itself, as (start, stop)."""
-    paths: list[list[tuple[int, int]]] = []
-    above: list[tuple[int, tuple[int, int]]] = []  # (stop of its descendants, (start, stop))
-    for segment in layout.segments:
-        while above and above[-1][0] <= segment.start:
-            above.pop()
-        own = (segment.start, segment.start + segment.length)
-        above.append((segment.stop, own))
-        paths.append([span for _, span in above])
-    return paths
+        return ends_attention(q, self.k, self.v, self.layout, scale=scale)
 
 
 def _end_places(layout: Layout) -> Tensor:

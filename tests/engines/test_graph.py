@@ -1,0 +1,353 @@
+"""Recorded steps give what plain ones give; what cannot be recorded, or comes out differently, is decoded plainly."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.engines.tape import Tape
+from tests.models import tiny
+
+from longtake.engines import decode, graph, local
+from longtake.engines.local import LocalEngine
+from longtake.models.adapters import add_adapter
+from longtake.records import Draw
+
+EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
+FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
+ASKED = (("a", "Which cup?"), ("a", "When was it?"), (None, "2 + 2?"), ("b", "Who last gave the gem away?"))
+DRAWS = tuple([Draw(heat, 10 * n + g) for g, heat in enumerate((1.0, 0.0, 1.5))] for n in range(len(ASKED)))
+TOKENS = 21
+
+
+@pytest.fixture(scope="module", params=["float64", "float32", "alora"])
+def model(request, tmp_path_factory):
+    folder = tiny.checkpoint(tmp_path_factory.mktemp("tiny"))
+    if request.param == "float32":
+        return tiny.load_model(folder, "float32", "cpu")
+    model = tiny.exact(folder)
+    if request.param == "alora":
+        add_adapter(model, "alora", 4, 8.0)
+        for name, p in model.net.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p.data, std=0.3)
+        model.net.double()
+    return model
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """What networks cannot be recorded."""
+    graph._plain.clear()
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Rooms and recordings as small as the answers here."""
+    monkeypatch.setattr(decode, "FIRST", 6)
+    monkeypatch.setattr(graph, "PAYS", 2)
+
+
+@pytest.fixture
+def answers(model, monkeypatch):
+    """All answers, films shared, by a recorder or without; what was said is kept."""
+    with torch.no_grad():
+        films = dict(zip(FILMS, model.encode(list(FILMS.values())), strict=True))
+    receipts = {None: None} | {name: tiny.receipt(film) for name, film in FILMS.items()}
+    prompts = [model.prompt(tiny.ask(text, str(n)), receipts[film], film) for n, (film, text) in enumerate(ASKED)]
+
+    def make(recorder=None, tokens=TOKENS, said=None, **limits):
+        monkeypatch.setattr(local, "recorder_for", lambda model: None if model.net in graph._plain else recorder)
+        say = {} if said is None else {"say": said.append}
+        engine = LocalEngine(model, lambda handles: [films[handle] for handle in handles], "v1", **say, **limits)
+        batches = engine.rollout(prompts, DRAWS, tokens, lambda run: "nothing")
+        return [answer for kept in batches for one in kept for group in one.groups for answer in group.answers]
+
+    return make
+
+
+@pytest.fixture
+def ends(model):
+    """Sets the tokens that end an answer, for one test."""
+    before = model.end_ids
+    yield lambda ids: setattr(model, "end_ids", tuple(ids))
+    model.end_ids = before
+
+
+def same(model, got, want):
+    assert [(a.ids, a.text, a.finish) for a in got] == [(a.ids, a.text, a.finish) for a in want]
+    for answer, other in zip(got, want, strict=True):
+        bound = EXACT[model.net.dtype] * max(1.0, *map(abs, other.logprob))
+        assert max(abs(x - y) for x, y in zip(answer.logprob, other.logprob, strict=True)) <= bound
+
+
+class Plain(Tape):
+    """Nothing pays: a static step, run plainly."""
+
+    def rehearse(self, run):
+        raise AssertionError
+
+
+def test_a_static_step_is_the_growing_one(model, answers, ends, monkeypatch):
+    """Ragged prompts, two questions on a film, an activated LoRA's header, rooms that grow."""
+    ends([10**6])
+    want = answers()
+    assert len({answer.ids for answer in want}) > 8
+    monkeypatch.setattr(graph, "PAYS", 1000)
+    for first in (1, 6, 1000):
+        monkeypatch.setattr(decode, "FIRST", first)
+        same(model, answers(Plain()), want)
+
+
+def test_recorded_steps_are_the_growing_ones(model, answers, ends):
+    ends([10**6])
+    said = []
+    tape = Tape()
+    same(model, answers(tape, said=said), answers())
+    assert not said
+    start = 0 if model.adapter is None else len(model.header)
+    rooms = [min(TOKENS + start, max(6, 2 * start))]
+    while rooms[-1] < TOKENS + start:
+        rooms.append(min(TOKENS + start, 2 * rooms[-1]))
+    assert tape.rehearsed == tape.recorded == len(rooms)  # one in each room
+    assert tape.replayed == TOKENS - 1 - tape.recorded  # the last token is never fed
+
+
+def test_answers_that_leave(model, answers, ends, monkeypatch):
+    """At several times, so that films and questions go as well."""
+    ends([10**6])
+    free = answers()
+    ends({answer.ids[at] for at, answer in zip((3, 3, 3, 3, 3, 3, 9, 9, 9, 14, 14, 18), free, strict=True)})
+    want = answers()
+    assert len({len(answer.ids) for answer in want}) > 4
+    left = []
+    real = decode.Decode.only
+    monkeypatch.setattr(decode.Decode, "only", lambda self, alive: left.append(len(alive)) or real(self, alive))
+    tape, said = Tape(), []
+    same(model, answers(tape, said=said), want)
+    assert len(left) > 1
+    assert tape.recorded > 2
+    assert not said
+
+
+def test_a_recording_must_pay(model, answers, ends, monkeypatch):
+    """It serves until the room is full, or the answers are."""
+    ends([10**6])
+    monkeypatch.setattr(decode, "FIRST", 1000)
+    for pays, recorded in ((TOKENS - 3, 1), (TOKENS - 2, 1), (TOKENS - 1, 0)):
+        monkeypatch.setattr(graph, "PAYS", pays)
+        tape = Tape()
+        answers(tape)
+        assert tape.recorded == recorded
+    monkeypatch.setattr(graph, "PAYS", 12)
+    monkeypatch.setattr(decode, "FIRST", 16)
+    start = 0 if model.adapter is None else len(model.header)
+    tape = Tape()
+    answers(tape)
+    assert tape.recorded == (1 if min(16, TOKENS) - start > 12 or start > 8 else 0)
+
+
+def test_prefixes_that_are_read_on_stay_where_they_are(model, answers, ends, monkeypatch):
+    """Answers leave: the levels' keys and values are made anew only if questions leave with them."""
+    ends([10**6])
+    free = answers()
+    ends({free[0].ids[2], free[1].ids[2], free[4].ids[2], free[5].ids[2], free[6].ids[2], free[9].ids[2]})
+    seen = []
+    real = decode.Decode._look
+
+    def spied(self):
+        found = real(self)
+        seen.append((set(self._owners), {level.k.data_ptr() for level in found[0] if len(level.k) > 1}))
+        return found
+
+    monkeypatch.setattr(decode.Decode, "_look", spied)
+    answers()
+    (asked, places), (later, then) = seen[:2]
+    assert len(places) == 2
+    assert (places == then) == (asked == later)
+
+
+class Fails(Tape):
+    def __init__(self, what, *, late):
+        super().__init__()
+        self.what, self.late = what, late
+
+    def rehearse(self, run):
+        out = super().rehearse(run)
+        if not self.late:
+            raise RuntimeError(self.what)
+        return out
+
+    def record(self, run):
+        super().record(run)
+        raise torch.OutOfMemoryError(self.what)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_network_that_cannot_be_recorded(model, answers, ends, late):
+    """The step before is not lost, nor taken twice."""
+    ends([10**6])
+    said, tape = [], Fails("operation not permitted\nwhen capturing", late=late)
+    same(model, answers(tape, said=said), answers())
+    assert said == ["decoding goes on without CUDA graphs, slower: operation not permitted"]
+    assert (tape.rehearsed, tape.recorded) == (1, int(late))
+    assert model.net in graph._plain
+
+
+def test_a_step_that_waits_for_the_device(model, answers, ends, monkeypatch):
+    """As some rotary embeddings do, which look at the largest position."""
+    ends([10**6])
+    want = answers()
+    real = type(model).hidden
+    monkeypatch.setattr(
+        type(model), "hidden", lambda self, e, position, *rest: position.max().item() and real(self, e, position, *rest)
+    )
+    said = []
+    same(model, answers(Tape(), said=said), want)
+    assert said == ["decoding goes on without CUDA graphs, slower: called a synchronizing operation"]
+
+
+class Wrong(Tape):
+    """Replays what differs by `off` times the largest number."""
+
+    def __init__(self, off):
+        super().__init__()
+        self.off = off
+
+    def record(self, run):
+        replay = super().record(run)
+
+        def other():
+            out = replay()
+            out.view(-1)[7] += self.off * out.abs().max()
+            return out
+
+        return other
+
+
+def test_a_recording_that_gives_other_numbers(model, answers, ends):
+    ends([10**6])
+    want, bound = answers(), graph.AGREE[model.net.dtype]
+    for off, told in ((0.1 * bound, False), (10 * bound, True), (float("nan"), True)):
+        graph._plain.clear()
+        said, tape = [], Wrong(off)
+        got = answers(tape, said=said)
+        assert len(said) == told
+        if told:
+            same(model, got, want)
+            assert "replayed step's logits were" in said[0]
+            assert tape.replayed == 1
+
+
+def test_a_step_that_depends_on_numbers_of_the_host_is_found_out(model, answers, ends, monkeypatch):
+    """The growing way of decoding reads as many tokens as there are: a recording of it goes stale at once."""
+    ends([10**6])
+    want = answers()
+    real = decode.Decode.__init__
+    monkeypatch.setattr(decode.Decode, "__init__", lambda self, *a, static: real(self, *a, static=False))
+    said = []
+    same(model, answers(Tape(), said=said), want)
+    assert len(said) == 1
+
+
+def test_who_is_recorded(monkeypatch):
+    class Net(torch.nn.Module):
+        device = torch.device("cuda", 1)
+
+    monkeypatch.setattr(graph, "Cuda", lambda device: device)
+    one, other = SimpleNamespace(net=Net()), SimpleNamespace(net=Net())
+    graph._plain.add(other.net)
+    assert graph.recorder_for(one) == Net.device
+    assert graph.recorder_for(other) is None
+    one.net.device = torch.device("cpu")
+    assert graph.recorder_for(one) is None
+    del other
+    gc.collect()
+    assert not graph._plain  # nobody is kept alive
+
+
+class Streams:
+    """As much of torch.cuda as recordings use; writes down what happens."""
+
+    def __init__(self, monkeypatch, mode=0):
+        self.log, self.mode, self.on = [], mode, "main"
+        side = SimpleNamespace(device=torch.device("cuda", 0), wait_stream=lambda other: self.log.append("side waits"))
+        main = SimpleNamespace(wait_stream=lambda other: self.log.append("main waits"))
+        for name, it in {
+            "Stream": lambda device: side,
+            "current_stream": lambda device: main,
+            "stream": lambda it: self._while("side"),
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.log.append("replay")),
+            "graph": self._graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, it)
+        graph._side_stream.cache_clear()
+        self.side = side
+
+    def _while(self, name):
+        streams = self
+
+        class While:
+            def __enter__(self):
+                self.before, streams.on = streams.on, name
+
+            def __exit__(self, *_):
+                streams.on = self.before
+
+        return While()
+
+    def _graph(self, made, **how):
+        assert how == {"stream": self.side, "capture_error_mode": "thread_local"}
+        self.log.append("record")
+        return nullcontext()
+
+
+def test_the_cuda_recorder_follows_torchs_practice(monkeypatch):
+    cuda = Streams(monkeypatch)
+    recorder = graph.Cuda(torch.device("cuda", 0))
+    seen = []
+    assert recorder.rehearse(lambda: seen.append((cuda.on, cuda.mode)) or "out") == "out"
+    assert seen == [("side", "error")]
+    assert (cuda.on, cuda.mode, cuda.log) == ("main", 0, ["side waits", "main waits"])
+    replay = recorder.record(lambda: seen.append((cuda.on, cuda.mode)) or "out")
+    assert seen[1:] == [("side", 0)]
+    assert (replay(), replay()) == ("out", "out")
+    assert (cuda.on, cuda.log[2:]) == ("main", ["record", "replay", "replay"])
+    with pytest.raises(RuntimeError, match="waits"):
+        recorder.rehearse(lambda: (_ for _ in ()).throw(RuntimeError("waits")))
+    assert (cuda.on, cuda.mode) == ("main", 0)
+    graph._side_stream.cache_clear()
+
+
+def test_torch_has_what_the_cuda_recorder_calls():
+    assert {"cuda_graph", "stream", "capture_error_mode"} <= set(inspect.signature(torch.cuda.graph).parameters)
+    assert list(inspect.signature(torch.cuda.CUDAGraph.replay).parameters) == ["self"]
+    assert set(inspect.signature(torch.cuda.set_sync_debug_mode).parameters) == {"debug_mode"}
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+
+
+@torch.no_grad()
+def test_the_tape_is_like_a_graph():
+    """It replays on the same tensors, in place too; host numbers are the recording's; nothing runs as it records."""
+    x, n, seven = torch.tensor([1.0, 2.0]), torch.zeros(1, dtype=torch.int64), [7.0]
+
+    def run():
+        y = torch.cat([x, x[n] * seven[0]]).view(3, 1)
+        n.add_(1)
+        return y + 1
+
+    replay = Tape().record(run)
+    assert n.tolist() == [0]
+    seven[0] = 9.0
+    assert replay().flatten().tolist() == [2.0, 3.0, 8.0]
+    x.copy_(torch.tensor([4.0, 3.0]))
+    assert replay().flatten().tolist() == [5.0, 4.0, 22.0]
+    assert n.tolist() == [2]
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        Tape().rehearse(lambda: x * float(x[0]))
