@@ -145,10 +145,12 @@ def gather(seeds: Sequence[int], out: Path, tuned: dict[str, Any]) -> dict[str, 
 
 
 def learned(folder: Path) -> dict[str, Any]:
-    """One run: reward of every step, held-out accuracy, median wall seconds of a step's phases."""
-    spent = [row["seconds"] for row in read_jsonl(folder / "grpo" / "metrics.jsonl")]
+    """One run: reward of every step, norm of the first gradient, held-out accuracy, median wall seconds of phases."""
+    steps = read_jsonl(folder / "grpo" / "metrics.jsonl")
+    spent = [row["seconds"] for row in steps]
     return {
         "curve": curve(folder / "grpo"),
+        "first_norm": round(steps[0]["grad_norm"], 4),
         **judged(folder),
         "update_s": round(median(row.get("update", 0.0) for row in spent), 4),
         "rollout_s": round(median(row["rollout"] for row in spent), 4),

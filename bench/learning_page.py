@@ -105,6 +105,10 @@ def setting(measured: Mapping[str, Any]) -> str:
     )
     full = next(run["lr"] for run in measured["runs"] if run["mode"] == "exact")
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
+
+    def norms(mode: str) -> str:
+        return " and ".join(f"{run['first_norm']:.3f}" for run in measured["runs"] if run["mode"] == mode)
+
     said = [
         f"GRPO for {len(run['curve'])} steps from the demo's model after SFT, with the demo's settings;",
         f"{measured['starts'][0]['n']} held-out questions a seed at {measured['frames']} frames,",
@@ -115,6 +119,8 @@ def setting(measured: Mapping[str, Any]) -> str:
         f"Adapters have rank {measured['rank']} on every linear layer of the decoder; their rate was tuned:",
         f"{tuned['steps']} steps under seed {tuned['seed']} at each of these rates",
         f"gave a training reward of {tried} (mean of the last {SMOOTH}); each kind then had its best for every seed.",
+        f"At step 1, with weights and answers the same, the gradient's norm is {norms('exact')} with what goes through",
+        f"the prefix, {norms('none')} without.",
         "Seconds are medians of a step's wall time, with whatever else the machine was doing.",
         f"{measured['machine']['system']}, {readme.where(measured['machine'])}, Python {versions['python']},",
         f"{packages}; {measured['date']}. `python -m bench.learning out/demo-a out/demo-b` measures this anew.",

@@ -23,12 +23,13 @@ import torch
 import torch.testing
 import torch.utils.checkpoint
 from hypothesis import strategies
-from tests import mutants_loop, mutants_table
+from tests import mutants_core, mutants_loop, mutants_prefix, mutants_table
 from tests.mutants_table import Mutant
 
 ROOT = Path(__file__).parent.parent
-MUTANTS = mutants_loop.MUTANTS + mutants_table.MUTANTS
-TESTS = mutants_table.TESTS | mutants_loop.TESTS
+TABLES = (mutants_loop, mutants_prefix, mutants_core, mutants_table)  # slow ones first: two workers end together
+MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
+TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
 QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]
 QUICK += [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
 
@@ -68,6 +69,8 @@ def run(mutant: Mutant | None) -> Outcome:
         files = sorted({name for names in TESTS.values() for name in names}) if mutant is None else TESTS[mutant.file]
         watch = Watch()
         options = [*QUICK, "--rootdir", str(ROOT)]
+        if any(name.startswith(("models/", "runtime/")) for name in files):
+            options.append("-ptests.models.conftest")  # its fixtures
         with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
             code = pytest.main([*options, *(str(ROOT / "tests" / name) for name in files)], plugins=[watch])
     if mutant is None:

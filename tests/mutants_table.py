@@ -1,4 +1,8 @@
-"""Breaks of longtake.maths: file, text that occurs once in it, what takes its place, and what that means."""
+"""Breaks of one file each: the text that occurs once in it, what takes its place, and what that means.
+
+Here: what the numbers of a step are made of, and the cost model. mutants_core: attention and packing; mutants_prefix:
+prefixes, caches, answers; mutants_loop: training.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,17 @@ from typing import NamedTuple
 TESTS = {  # which tests must notice a break in which file
     "maths/advantage.py": ("maths/test_advantage.py",),
     "maths/algorithms.py": ("maths/test_algorithms.py",),
-    "maths/attention.py": ("maths/test_attention.py",),
-    "maths/kernels.py": ("maths/test_kernels.py",),
+    "maths/cost.py": ("maths/test_cost.py",),
+    "maths/devices.py": ("maths/test_cost.py::test_float32_is_slow_on_a_gpu_and_all_there_is_on_a_cpu",),
+    "maths/knobs.py": (
+        "maths/test_room.py::test_savings_are_differences_and_what_trains_the_same_comes_first",
+        "maths/test_room.py::test_only_what_can_be_turned_is_offered",
+    ),
     "maths/logprob.py": ("maths/test_logprob.py",),
     "maths/loss.py": ("maths/test_loss.py",),
-    "maths/pack.py": ("maths/test_pack.py",),
+    "maths/room.py": ("maths/test_room.py",),
+    "maths/shapes.py": ("maths/test_network_shapes.py",),
     "maths/stats.py": ("maths/test_stats.py",),
-    "maths/varlen.py": ("maths/test_attention.py",),
 }
 
 
@@ -95,15 +103,16 @@ ALGORITHMS = breaks(
     "maths/algorithms.py",
     ("clip_low=0.2, clip_high=0.28", "clip_low=0.2, clip_high=0.2", "clip-higher forgotten"),
     (
-        '"grpo", advantage.group_normalised, _token_clip, "per answer mean"',
-        '"grpo", advantage.group_normalised, _token_clip, "batch tokens"',
+        '"grpo", _by_group, _token_clip, "per answer mean"',
+        '"grpo", _by_group, _token_clip, "batch tokens"',
         "GRPO with DAPO's token mean",
     ),
     (
-        '"dapo", advantage.group_normalised, _clip_higher, "batch tokens", True',
-        '"dapo", advantage.group_normalised, _clip_higher, "batch tokens", False',
+        '"dapo", _by_group, _clip_higher, "batch tokens", True',
+        '"dapo", _by_group, _clip_higher, "batch tokens", False',
         "equal groups counted",
     ),
+    ("else centred_NG * self.scale(reward_NG)", "else centred_NG", "the scale forgotten"),
     ('"dr_grpo", _by_mean', '"dr_grpo", _by_group', "Dr. GRPO divides by the deviation"),
     ("clip_low=3e-4, clip_high=4e-4", "clip_low=4e-4, clip_high=3e-4", "GSPO's bounds swapped"),
     ("clip_low=1.0, clip_high=4.0", "clip_low=1.0, clip_high=0.28", "CISPO's bound"),
@@ -136,125 +145,59 @@ LOGPROB = breaks(
     ("torch.special.entr(logprob_RV.exp())", "(-logprob_RV.exp() * logprob_RV)", "0 times inf in the entropy"),
 )
 
-KERNELS = breaks(
-    "maths/kernels.py",
+COST = breaks(
+    "maths/cost.py",
     (
-        "q_bHmD.to(width) * scale, k_bKnD.to(width), v_bKnD.to(width)\n",
-        "q_bHmD.to(width), k_bKnD.to(width), v_bKnD.to(width)\n",
-        "scale",
+        "(4 if self.backward and self.way.adapter",
+        "(2 if self.backward and self.way.adapter",
+        "the head's weights learn",
     ),
-    ("v_bKnD.to(width), grad_bHmD.to(width)", "v_bKnD.to(width), grad_bHmD.to(width) * 2", "twice the gradient"),
-    ("keys > queries[:, None]", "keys >= queries[:, None] + 2", "one key of the future"),
-    ("((rows.start, rows.stop), (0, k", "((0, rows.stop - rows.start), (0, k", "every slice starts at the first query"),
-    (
-        "dq[:, :, rows] = _headed(dscore @ k[:, :, keys], q) * scale",
-        "dq[:, :, rows] = _headed(dscore @ k[:, :, keys], q)",
-        "dQ without the scale",
-    ),
-    ("dv[:, :, keys] += share", "dv[:, :, keys] = share", "dV of the last slice"),
-    ("dk[:, :, keys] += dscore", "dk[:, :, keys] = dscore", "dK of the last slice"),
-    (".sub_(_grouped(dot_bHm[:, :, rows], k)[..., None])", "", "softmax's own gradient forgotten"),
-    ("out_bHmD.to(width)).sum(-1)", "out_bHmD.to(width)).mean(-1)", "mean for the row sum"),
-    ("score.logsumexp(-1)", "score.logsumexp(-1) / 0.6931471805599453", "log-sum-exp in base 2"),
-    (
-        "return x.unflatten(1, (k_bKnD.shape[1], -1)).flatten(2, 3)",
-        "return x.unflatten(1, (-1, k_bKnD.shape[1])).transpose(1, 2).flatten(2, 3)",
-        "heads dealt in turn, not in blocks",
-    ),
-    ("spans * heads * keys", "heads * keys", "a bound that forgets the spans"),
-    ("q_bHmD.dtype, torch.float32", "q_bHmD.dtype, q_bHmD.dtype", "half precision left as it is"),
+    ("noted * go.prefix(inner)", "go.prefix(inner)", "a kept graph computed again"),
+    ("(10 if self.backward else 4)", "(8 if self.backward else 4)", "attention's backward"),
+    ("(self.question * self.visual + self.question**2 / 2)", "(self.question**2 / 2)", "questions do not see the film"),
+    ("layers = self.shape.layers - 1\n", "layers = self.shape.layers\n", "the last layer's outputs"),
+    ("min(row.tokens, together) > SLICE", "row.tokens > SLICE * together", "slices not computed again"),
+    ('0.0 if way.mode == "encode_once" else', "", "films of single rows encoded once"),
+    ("way.through * (noted", "(noted", "the probability of a prefix gradient"),
+    ("max(multiplied, (body", "min(multiplied, (body", "the smaller of reading and arithmetic"),
+    ("ceil(row.tokens / together)", "ceil(row.tokens)", "a call for every token"),
 )
 
-VARLEN = breaks(
-    "maths/varlen.py",
-    ("q, k, v, 0.0, spans.causal, scale=scale", "q, k, v, 0.0, False, scale=scale", "answers see their future"),
-    ("*given, 0.0, spans.causal, scale=scale", "*given, 0.0, True, scale=scale", "backward always causal"),
-    ("*given, 0.0, spans.causal, scale=scale", "*given, 0.0, spans.causal", "backward with the default scale"),
-    (
-        "kernels.forward(q, k, v, causal=spans.causal",
-        "kernels.forward(q, k, v, causal=False",
-        "answers see their future without a flash kernel",
-    ),
-    ("*given, causal=spans.causal", "*given, causal=True", "backward always causal without a flash kernel"),
-    ("(torch.float16, torch.bfloat16))", "(torch.float16, torch.float32))", "float32 to CUDA's flash kernel"),
-    ('device.type == "cpu" or', 'device.type != "cuda" or', "aten's CPU op on other devices"),
-    ("lse_TH.shape[1]), torch.inf)", "lse_TH.shape[1]), 0.0)", "padded queries leak into gradients"),
-    (
-        "_fold(lse_padded, block.padded, block)",
-        "_fold(lse_padded, block.query, block)",
-        "padded queries read a real LSE",
-    ),
-    ("torch.arange(start, start + length)", "torch.arange(start, start + length).flip(0)", "places reversed"),
-    ("return flat[order], order", "return flat[order], order.sort().values", "results out of order"),
-    ("torch.cat(dvs).index_select(0, spans.key_at)", "torch.cat(dks).index_select(0, spans.key_at)", "dK for dV"),
-    ("_similar(span[1]) if causal else span[3]", "span[1] if causal else span[3]", "a call for every length"),
+ROOM = breaks(
+    "maths/room.py",
+    ("learned * 3 * item", "learned * 2 * item", "one moment"),
+    ('(wide if keep != "nothing" else 0)', "wide", "gradients of keys without a backward"),
+    ("stream = 4 if tiled else 8 if half else 6", "stream = 4 if tiled else 6", "float32 norms of half precision"),
+    ("((5 if half else 4) if shape.normed else 2)", "2", "norms of queries and keys"),
+    ("inputs = films * tokens", "inputs = tokens", "one film's inputs"),
+    ("need.peak <= USABLE * device and need.host", "need.peak <= USABLE * device or need.host", "one memory is enough"),
+    ("next(found, order[-1])", "next(iter(order))", "the fastest whether or not it fits"),
 )
 
-ATTENTION = breaks(
-    "maths/attention.py",
-    ("(own_lse - joined).exp()[..., None]", "(seen_lse - joined).exp()[..., None]", "join weights swapped"),
-    (
-        "joined = torch.logaddexp(own_lse, seen_lse)",
-        "joined = torch.maximum(own_lse, seen_lse)",
-        "shares that do not add up to 1",
-    ),
-    ("lse[at] = joined", "lse[at] = own_lse", "backward without the joined LSE: value right, gradient wrong"),
-    ("dq[plan.cross.query] += seen_dq", "dq[plan.cross.query] = seen_dq", "own share of dQ lost"),
-    ("dk[plan.cross.key] += seen_dk", "dk[plan.cross.key] = seen_dk", "prefix's own share of dK lost"),
-    ("dv[plan.cross.key] += seen_dv", "dv[plan.cross.key] -= seen_dv", "sign of dV"),
-    ("prefix_dv[plan.cross.key] = seen_dv", "prefix_dv[plan.cross.key] = seen_dk", "dK for dV of a kept prefix"),
-    (
-        "cross.append((at, sum(answers), start, prefix))",
-        "cross.append((at, max(answers, default=0), start, prefix))",
-        "later answers do not see the prefix",
-    ),
-    (
-        "cross.append((at, sum(answers), start, prefix))",
-        "cross.append((at, sum(answers), start, prefix - 1))",
-        "the prefix's last token unseen",
-    ),
-    (
-        "queries=at, keys=keys, device=device) if cross",
-        "queries=at, keys=keys, device=device) if cross[1:]",
-        "a single group's answers do not see the prefix",
-    ),
-    ("width) * scale", "width)", "decode without the scale"),
-    (
-        "promote_types(q.dtype, torch.float32)",
-        "promote_types(q.dtype, torch.bfloat16)",
-        "decode with rounded scores",
-    ),
-    (".softmax(-1).to(q.dtype)", ".softmax(-1).to(torch.bfloat16).to(q.dtype)", "decode with rounded shares"),
-    (">= prefix_length_N[:, None]", "> prefix_length_N[:, None]", "decode reads one padded key"),
-    (
-        ".reshape(rows, kv_heads, heads // kv_heads, width) * scale",
-        ".reshape(rows, heads // kv_heads, kv_heads, width).transpose(1, 2) * scale",
-        "heads dealt in turn, not in blocks",
-    ),
-    (
-        "torch.cat([prefix_score, own_score], -1).softmax(-1)",
-        "torch.cat([prefix_score.softmax(-1), own_score.softmax(-1)], -1)",
-        "two softmaxes",
-    ),
+SHAPES = breaks(
+    "maths/shapes.py",
+    ("(3 if kind.startswith(GATED_TOWERS) else 2)", "2", "gated towers"),
+    ("(1 if self.tied else 2)", "2", "tied embeddings counted twice"),
+    ("2 * self.layers * self.kv_heads", "2 * self.layers * self.heads", "keys of all heads"),
+    ("(1 + levels) * merger", "merger", "DeepStack's mergers"),
+    ("(self.heads + 2 * self.kv_heads)", "(self.heads + self.kv_heads)", "values forgotten"),
+    ('tied = bool(config.get("tie_word_embeddings", nested', 'tied = bool(nested.get("no", nested', "tied elsewhere"),
 )
 
-PACK = breaks(
-    "maths/pack.py",
-    ("[last] * bool(answer)", "[len(ids)] * bool(answer)", "first token predicted at the answer's own place"),
-    ("int(prompt.position_3P.max()) + 1", "int(prompt.position_3P[0, -1]) + 1", "positions go on from the last token"),
-    (
-        "(next_position + torch.arange(len(fed)))",
-        "(next_position + 1 + torch.arange(len(fed)))",
-        "positions one too far",
-    ),
-    ("owner += [index] * len(answer)", "owner += [len(groups)] * len(answer)", "group for answer"),
-    ("fed = answer[:-1]", "fed = answer[1:]", "tokens shifted by one"),
-    ("visual[start:stop] = True", "visual[start : stop + 1] = True", "one visual token too many"),
-    (
-        "tuple(max(len(answer) - 1, 0) for answer in group)",
-        "tuple(sorted(max(len(answer) - 1, 0) for answer in group))",
-        "segments in another order than their tokens",
-    ),
+DEVICES = breaks(
+    "maths/devices.py",
+    ("if item < 4:", "if item < 8:", "float32 as fast as half precision"),
+    ("linear=slow, attend", "attend", "matrix products in float32 as fast as in half"),
+    ("CORE * max(1, cores)", "CORE", "one core"),
+)
+
+KNOBS = breaks(
+    "maths/knobs.py",
+    ("whole - need, whole_s - seconds", "need - whole, whole_s - seconds", "costs for savings"),
+    ("whole_s - seconds)", "seconds - whole_s)", "slower for faster"),
+    ("(not saving.knob.same, -saving.bytes)", "(-saving.bytes,)", "what trains differently comes first"),
+    ("need.at(phase) if phase else need.peak", "need.peak", "the peak for the phase"),
+    ('if way.through and way.keep == "graph":', 'if way.keep != "layers":', "a setting without effect"),
 )
 
 STATS = breaks(
@@ -276,4 +219,4 @@ STATS = breaks(
     ("not {*before, *after} <= {0, 1}", "not {*before, *after} <= {0, 0.25, 0.5, 1}", "other values as outcomes"),
 )
 
-MUTANTS = ADVANTAGE + LOSS + ALGORITHMS + LOGPROB + KERNELS + VARLEN + ATTENTION + PACK + STATS
+MUTANTS = ADVANTAGE + LOSS + ALGORITHMS + LOGPROB + COST + ROOM + SHAPES + DEVICES + KNOBS + STATS

@@ -47,7 +47,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, right in RIGHT.items():
             judged(folder / str(seed) / name, right)
             rows = [
-                {"step": n, "reward": 0.49 + n / 100, "seconds": {"rollout": 2.0, "update": 9.0 if n == 1 else 1.0}}
+                {
+                    "step": n,
+                    "reward": 0.49 + n / 100,
+                    "grad_norm": 1 / n,
+                    "seconds": {"rollout": 2.0, "update": 9.0 if n == 1 else 1.0},
+                }
                 for n in range(1, STEPS + 1)
             ]
             write(folder / str(seed) / name / "grpo" / "metrics.jsonl", rows)
@@ -72,7 +77,7 @@ def test_every_run_is_there_with_its_numbers(measured: dict[str, Any]) -> None:
     run = measured["runs"][0]
     assert (len(run["curve"]), run["curve"][0], run["curve"][-1]) == (STEPS, 0.5, 0.89)
     assert (run["sampled"], run["greedy"], run["length"]) == (0.8, 0.9, 30.5)
-    assert (run["update_s"], run["rollout_s"]) == (1.0, 2.0)
+    assert (run["update_s"], run["rollout_s"], run["first_norm"]) == (1.0, 2.0, 1.0)
     assert run["interval"]["sampled"][0] < 0.8 < run["interval"]["sampled"][1]
     assert [start["sampled"] for start in measured["starts"]] == [0.4, 0.4]
 

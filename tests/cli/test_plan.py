@@ -122,6 +122,7 @@ def test_a_folder_is_read_config_alone(capsys: Captured, tmp_path: Path) -> None
     found = planned(capsys, "plan", str(tmp_path), "--device", "cpu", "--frames", "10")
     assert found["shape"]["layers"] == 2
     assert found["shape"]["levels"] == 1
+    assert "exact, host" not in found["largest"]
     assert found["columns"][0]["prefix"] == 10 * 70 + 256
     constants = {"size": {"longest_edge": 25_165_824}, "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(constants))

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from longtake.maths.attention import Row
 from longtake.maths.logprob import score_tokens
-from longtake.maths.pack import pack
-from longtake.records import Prompt
+from longtake.maths.pack import answer_rows, pack, stem
+from longtake.records import Layout, Prompt
 
 EXACT = 1e-12
 
@@ -120,3 +120,58 @@ def test_row_equals_one_row_per_answer(drawn):
     ]
     for a, b in zip(*sides, strict=True):
         assert_close(a, b, rtol=EXACT, atol=1e-11)
+
+
+def on_film(name, ids):
+    """A prompt whose third and fourth token are those of a film."""
+    return Prompt(name, tuple(ids), ((2, 4),), torch.arange(len(ids)).repeat(3, 1), "film", None)
+
+
+def test_neighbours_on_a_film_share_what_they_begin_with():
+    """All of the film or nothing of it."""
+    none = [[], []]
+    first, second = on_film("a", [1, 7, 9, 9, 4, 5]), on_film("b", [1, 7, 9, 9, 4, 6, 3])
+    row = pack([first, second], none, none)
+    assert row.layout == Layout(((5, ((1, ()), (2, ()))),))
+    assert (row.ids_T.tolist(), row.features) == ([1, 7, 9, 9, 4, 5, 6, 3], ("film",))
+    other = on_film("c", [1, 8, 9, 9, 4, 6])
+    apart = pack([first, other], none, none)
+    assert apart.layout == Layout(((6, ()), (6, ())))
+    assert (apart.ids_T.tolist(), apart.features) == ([*first.ids, *other.ids], ("film", "film"))
+
+
+@pytest.mark.parametrize("lead", [0, 1])
+@pytest.mark.parametrize("most", [1, 4, 100])
+def test_a_row_falls_apart_into_its_prefixes_and_runs_of_answers(most, lead):
+    prompts = [on_film("a", [1, 7, 9, 9, 4, 5]), on_film("b", [1, 7, 9, 9, 4, 6, 3]), prompt("c", [2, 8, 6])]
+    answers = [[[5, 6, 7], [8], []], [[4, 3]], [[9, 8, 7, 6], [5, 4]]]
+    row = pack(prompts, answers, numbers(answers, 3), numbers(answers, 4), lead=lead, dtype=torch.float64)
+    inner = [segment for segment in row.layout.segments if segment.inner]
+    want = pack(prompts, [[], [], []], [[], [], []], lead=lead)
+    alone = stem(row)
+    assert alone.layout == want.layout
+    for name in ("ids_T", "position_3T", "visual_T"):
+        assert torch.equal(getattr(alone, name), getattr(want, name))
+    ends = [segment.start + segment.length - 1 for segment in inner]
+    spans = [(s.start, s.start + s.length) for s in row.layout.segments if not s.inner]
+    parts = list(answer_rows(row, most))
+    for name in ("target_R", "weight_R", "old_logprob_R", "answer_R"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(row, name))
+    runs, predict = [], []
+    for part in parts:
+        own = [segment.length for segment in part.layout.segments if not segment.inner]
+        mine, spans = spans[: len(own)], spans[len(own) :]
+        assert own == [stop - start for start, stop in mine]
+        assert part.layout.stem == row.layout.stem
+        places = [place for start, stop in mine for place in range(start, stop)]
+        assert torch.equal(part.ids_A, row.ids_T[places])
+        assert torch.equal(part.position_3A, row.position_3T[:, places])
+        table = [*ends, *places]
+        assert max(part.source_R.tolist(), default=0) < len(table)
+        predict += [table[source] for source in part.source_R.tolist()]
+        runs.append(own)
+    assert predict == row.predict_R.tolist()
+    assert spans == []
+    for run, following in zip(runs, [*runs[1:], None], strict=True):
+        assert sum(run) <= most or len(run) == 1
+        assert following is None or sum(run) + following[0] > most

@@ -126,6 +126,7 @@ def test_the_fastest_way_that_fits_is_chosen() -> None:
     way = replace(LORA, answer_tokens=768)
     chosen = [keep_for(SEVEN, longer(HOUR, frames), way, 80e9, 128e9) for frames in (100, 1200, 2000, 9000)]
     assert chosen == ["graph", "layers", "host", "host"]
+    assert keep_for(SEVEN, HOUR, replace(way, one_memory=True), 80e9, 80e9) == "layers", "there is no other place"
     assert keep_for(SEVEN, HOUR, replace(way, mode="none"), 80e9, 128e9) == "nothing"
     assert keep_for(SEVEN, longer(HOUR, 100), way, 80e9, 128e9, films=5) == "layers"
 

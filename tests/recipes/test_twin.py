@@ -116,6 +116,33 @@ def test_one_forward_is_what_plain_loops_make_of_it(made: Stage, tmp_path: Path,
         same(real.after, after, EXACT)
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix(
+    made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    """Where rewards come first, the same in every pass; what has nothing to teach goes through nothing."""
+    real, calls = policy.backward, []
+
+    def spied(model: Any, features: Any, row: Any, objective: Any, passes: Any, kept: Any = None, scale: float = 1.0):
+        calls.append((scale, kept and kept.keep, len(row.target_R)))
+        return real(model, features, row, objective, passes, kept, scale)
+
+    monkeypatch.setattr(policy, "backward", spied)
+    memory = Memory(row_tokens=1)
+    made.run(
+        grpo, config(tmp_path, "longtake", epochs=epochs, minibatches=1, memory=memory, prefix_gradient=0.5, seed=6)
+    )
+    assert len(calls) == 2 * 3 * epochs
+    assert all(tokens for *_, tokens in calls)
+    assert {scale for scale, *_ in calls} == {0.0, 2.0}
+    steps = [[scale for scale, *_ in calls[at : at + 3 * epochs]] for at in (0, 3 * epochs)]
+    assert steps[0] != steps[1]
+    for scales in steps:
+        assert scales == scales[:3] * epochs
+    if epochs == 1:
+        assert [keep for _, keep, _ in calls] == ["graph" if scale else "nothing" for scale, *_ in calls]
+
+
 def test_answers_are_drawn_from_the_policy_and_say_how_likely_they_were(made: Stage, tmp_path: Path) -> None:
     made.run(grpo, config(tmp_path, "longtake", steps=1))
     made.put(made.made[0].before)

@@ -43,7 +43,7 @@ def test_layers_that_run_again_after_the_block_under_another_attention_are_refus
 
 
 def test_what_stands_for_a_mask_says_so_to_any_attention():
-    packed = Packed(Layout(((2, (1,)),)), [])
+    packed = Packed(Layout(((2, (1,)),)))
     for use in (
         lambda: packed.sum(dim=-1),
         lambda: packed[:, :, 0],
@@ -67,6 +67,7 @@ def test_what_stands_for_a_mask_says_so_to_any_attention():
         ({"position_ids": torch.arange(5)[None]}, "begin at different positions"),
         ({"input_ids": ROW.ids_1T[:, :4], "position_ids": None}, r"\(1, 4\), the layout says \(1, 5\)"),
         ({"input_ids": ROW.ids_1T.expand(2, -1)}, r"\(2, 5\)"),
+        ({"labels": ROW.ids_1T}, "takes no labels"),
     ],
 )
 def test_arguments_that_would_not_mean_what_they_say_are_refused(other, says):
@@ -89,6 +90,8 @@ def test_dropout_of_an_adapter_is_refused_while_it_trains():
         with pytest.raises(UserError, match=r"dropout is 0\.1"):
             model(**GOOD)
         model.eval()(**GOOD)
+        with pytest.raises(UserError, match="takes no labels"):
+            model(**GOOD, labels=ROW.ids_1T)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_dropout_of_an_adapter_is_refused_while_it_trains():
         ),
         (
             lambda: T5ForConditionalGeneration(T5Config(vocab_size=60, d_model=8, d_kv=4, d_ff=8, num_layers=1)),
-            "is no decoder with",
+            "has an encoder",
         ),
         (lambda: torch.nn.Linear(2, 2), "no transformers model inside Linear"),
     ],
@@ -124,5 +127,7 @@ def test_an_attention_that_cannot_be_replaced_is_refused(monkeypatch):
 def test_a_model_on_the_same_config_is_told():
     net = network("llama")
     other = LlamaForCausalLM(net.config)
-    with longtake.shared_prefix(net, ROW.layout), pytest.raises(UserError, match="without its row's layout"):
-        other(ROW.ids_1T)
+    with longtake.shared_prefix(net, ROW.layout):
+        net(**GOOD)
+        with pytest.raises(UserError, match="without its row's layout"):
+            other(ROW.ids_1T)

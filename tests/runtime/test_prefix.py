@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from longtake.maths.pack import answer_rows, pack, stem
 from longtake.models.decoder import Decoder
-from longtake.records import Prompt
+from longtake.records import Features, Prompt
 from longtake.runtime.inputs import fill
-from longtake.runtime.prefix import extend, finish, prefill
+from longtake.runtime.prefix import TILE, extend, finish, prefill
 
 EXACT = 1e-12  # of the largest number compared
-KEEPS = ("graph", "layers", "host")
+KEEPS = ("graph", "attention", "layers", "host")
 FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
 ASKED = (("a", "Which cup?"), ("a", "When was it, and who?"), (None, "2 + 2?"), ("b", "Who?"), ("a", "Where?"))
 LENGTHS = ((5, 3, 1), (4, 2), (6,), (), (2, 0, 7))
@@ -112,7 +113,7 @@ def plain(model, prompts, films, lengths):
     return losses, collect(model)
 
 
-def shared(model, prompts, films, lengths, keep, most=10**6, lead=0, scale=1.0):
+def shared(model, prompts, films, lengths, keep, most=10**6, lead=0, tile=TILE):
     """The same by prefill, extend and finish."""
     for p in parameters(model).values():
         p.grad = None
@@ -127,7 +128,10 @@ def shared(model, prompts, films, lengths, keep, most=10**6, lead=0, scale=1.0):
         for answer, one in zip(part.answer_R.tolist(), loss.tolist(), strict=True):
             losses[answer] += one
         loss.sum().backward()
-    finish(model, made, scale)
+    if keep != "nothing":
+        finish(model, made, tile=tile)
+    with pytest.raises(ValueError, match="no backward"):
+        finish(model, made)
     return losses, collect(model)
 
 
@@ -146,7 +150,42 @@ def test_a_shared_prefix_is_a_row_for_every_answer(case, keep, most):
     same(shared(model, prompts, films, lengths, keep, most), want)
 
 
+@pytest.mark.parametrize("keep", KEEPS[1:])
+def test_a_layer_may_be_computed_again_in_tiles(case, keep):
+    model, prompts, films, lengths = case
+    same(shared(model, prompts, films, lengths, keep, tile=7), plain(model, prompts, films, lengths))
+
+
 @pytest.mark.parametrize("keep", KEEPS)
 def test_answers_may_begin_with_the_prompts_last_tokens(case, keep):
     model, prompts, films, lengths = case
     same(shared(model, prompts, films, lengths, keep, lead=2), plain(model, prompts, films, lengths))
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_the_gradient_through_the_prefix_is_multiplied(case, keep):
+    model, prompts, films, lengths = case
+    whole, many = (shared(model, prompts, films, lengths, keep, scale=scale)[1] for scale in (1.0, 2.5))
+    alone = shared(model, prompts, films, lengths, "nothing")[1]
+    for name, grad in whole.items():
+        own = alone.get(name, torch.zeros_like(grad))
+        assert (grad - own).abs().max() > 1e-3, name
+        assert (many[name] - own - 2.5 * (grad - own)).abs().max() <= EXACT * max(1.0, many[name].abs().max()), name
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_a_tower_in_training_gets_its_gradient(case, keep):
+    """On every level that any answer can see: not what is added after the last layer."""
+    model, prompts, films, lengths = case
+    if not films:
+        pytest.skip("no film")
+    found = []
+    for run in (plain, partial(shared, keep=keep)):
+        leaves = {name: Features(film.level_LNE.clone().requires_grad_()) for name, film in films.items()}
+        run(model, prompts, leaves, lengths)
+        found.append({name: film.level_LNE.grad for name, film in leaves.items()})
+    want, got = found
+    assert want["a"].abs().amax((1, 2)).count_nonzero() == min(len(want["a"]), len(model.layers))
+    assert (got["a"] - want["a"]).abs().max() <= EXACT * want["a"].abs().max()
+    assert want["b"] is None  # nobody answers about it
+    assert got["b"] is None or not got["b"].any()

@@ -1,5 +1,7 @@
 """A shared-prefix row through the whole network equals one row per answer; decoding equals the full forward."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.models import tiny
@@ -8,10 +10,12 @@ from torch.testing import assert_close
 from longtake.engines.decode import Decode
 from longtake.maths.attention import Row
 from longtake.maths.pack import pack
-from longtake.records import Layout
+from longtake.models.adapters import add_adapter
+from longtake.records import Layout, Prompt
 from longtake.runtime.features import FeatureStore
 from longtake.runtime.inputs import fill
 from longtake.runtime.prefix import prefill
+from longtake.runtime.rows import bare, compute, lead, prefix_key
 
 EXACT = 1e-12  # of the largest number compared
 FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
@@ -142,3 +146,55 @@ def test_decoding_equals_the_full_forward(exact, store):
         logits = exact.head(exact.hidden(exact.embed(flat[:, step]), position, none, None, decode))
         decode.at += 1
     assert_close(torch.stack(got, 1).flatten(), want, rtol=EXACT, atol=EXACT)
+
+
+@pytest.fixture(params=["full", "lora", "alora"])
+def adapted(request, folder):
+    model = tiny.exact(folder)
+    if request.param != "full":
+        add_adapter(model, request.param, 4, 8.0)
+        for x in model.adapter.weights().values():
+            torch.nn.init.normal_(x.data, std=0.3)
+        model.net.double()
+    return model
+
+
+@torch.no_grad()
+def test_an_aloras_prefix_is_the_base_models_and_ends_before_the_header(adapted):
+    kind = adapted.adapter and adapted.adapter.kind
+    assert lead(adapted) == (len(adapted.header) if kind == "alora" else 0)
+    films = dict(zip(FILMS, adapted.encode(list(FILMS.values())), strict=True))
+    row = bare(adapted, prompts(adapted))
+    assert row.layout.total == sum(len(prompt.ids) - lead(adapted) for prompt in prompts(adapted))
+
+    def kv():
+        made = compute(adapted, row, lambda handles: [films[handle] for handle in handles], "nothing")
+        return torch.stack([x for pair in made.kv for x in pair])
+
+    if kind is None:
+        return
+    acting = kv()
+    with adapted.adapter.off():
+        assert torch.equal(acting, kv()) == (kind == "alora")
+
+
+def test_a_prefix_key_names_all_that_keys_and_values_depend_on(adapted):
+    def key(*prompts):
+        return prefix_key(adapted, bare(adapted, prompts))
+
+    def text(*ids, features=None):
+        ids = (*ids, *adapted.header[: lead(adapted)])
+        return Prompt("t", ids, (), torch.zeros(3, len(ids), dtype=torch.int64), features, None)
+
+    first = text(50, 51, 52)
+    keys = {key(first), key(text(50, 52, 51)), key(text(50, 51, 52, features="a")), key(text(50, 51, 52, features="b"))}
+    keys |= {key(text(50), text(51, 52)), key(text(50, 51), text(52))}
+    assert len(keys) == 6
+    assert key(replace(first, id="other")) == key(first)
+    with torch.no_grad():
+        before = key(first)
+        for x in adapted.adapter.weights().values() if adapted.adapter else ():
+            x.add_(1.0)
+        assert key(first) == before
+        adapted.norm.weight.add_(1.0)
+        assert key(first) != before

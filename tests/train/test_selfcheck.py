@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.models import tiny
@@ -58,6 +60,22 @@ def test_a_wrong_value_is_found(model, monkeypatch):
     real = attention.extend_attention
     monkeypatch.setattr(prefix, "extend_attention", lambda *a, scale, **k: real(*a, scale=1.01 * scale, **k))
     with pytest.raises(UserError, match="does not compute what the plain one does"):
+        run(model)
+
+
+def test_a_wrong_value_alone_is_found(model, monkeypatch):
+    """Gradients are right."""
+    real = selfcheck.score_tokens
+    calls = []
+
+    def shifted(*given):
+        """From the third call on, the fast path's."""
+        calls.append(given)
+        found = real(*given)
+        return replace(found, logprob_R=found.logprob_R + 0.1) if len(calls) > 2 else found
+
+    monkeypatch.setattr(selfcheck, "score_tokens", shifted)
+    with pytest.raises(UserError, match="log-probabilities agree to 1"):
         run(model)
 
 

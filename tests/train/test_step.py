@@ -15,7 +15,17 @@ from torch import nn
 from longtake.errors import UserError
 from longtake.maths.loss import clipped_surrogate, cross_entropy, sequence_surrogate
 from longtake.maths.pack import pack
-from longtake.train.step import MOST_BAD, Objective, Sums, adamw, backward, chunks, count_bad, step_optimizer
+from longtake.train.step import (
+    MOST_BAD,
+    Objective,
+    Passes,
+    Sums,
+    adamw,
+    backward,
+    chunks,
+    count_bad,
+    step_optimizer,
+)
 
 EXACT = 1e-12  # of the largest number compared
 FILMS = {"a": tiny.film(0, 6, 16, 8), "b": tiny.film(1, 2, 24, 16)}
@@ -27,6 +37,8 @@ LOSSES = {
     "sequence": partial(sequence_surrogate, clip_low=0.2, clip_high=0.28),
 }
 FAR = 1e9  # a norm that nothing is clipped to
+WHOLE = Passes()
+SPREADS = 4  # standard deviations of a number of draws
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +72,13 @@ def items(model):
 def grads(model, films):
     """Sums and gradients of items that are packed into rows of at most `budget` tokens."""
 
-    def run(items, loss, budget=10**6, on_policy=False, **heat):
+    def run(items, loss, budget=10**6, on_policy=False, passes=WHOLE, scale=1.0, **heat):
         model.net.zero_grad()
         sums = Sums()
         for part in chunks(items, lambda item: len(item[0].ids) + sum(map(len, item[1])), budget):
             row = pack(*(list(column) for column in zip(*part, strict=True)), dtype=torch.float64)
-            sums += backward(
-                model, lambda handles: [films[h] for h in handles], row, Objective(loss, on_policy, **heat)
-            )
+            objective, seen = Objective(loss, on_policy, **heat), lambda handles: [films[h] for h in handles]
+            sums += backward(model, seen, row, objective, passes, scale=scale)
         return sums, {name: p.grad.clone() for name, p in model.net.named_parameters() if p.grad is not None}
 
     yield run
@@ -96,6 +107,37 @@ def test_cutting_a_batch_into_rows_changes_nothing(grads, items, loss, on_policy
         for name in Sums.__slots__:
             close(getattr(sums, name), getattr(whole, name))
         same_grads(got, want)
+
+
+@pytest.mark.parametrize("keep", ["graph", "layers"])
+def test_answers_in_runs_change_nothing(grads, items, keep):
+    whole, want = grads(items, LOSSES["clipped"])
+    sums, got = grads(items, LOSSES["clipped"], passes=Passes(keep, answer_tokens=4))
+    for name in Sums.__slots__:
+        close(getattr(sums, name), getattr(whole, name))
+    same_grads(got, want)
+
+
+def test_the_gradient_through_prefixes_is_scaled(grads, items):
+    one, none, many = (grads(items, LOSSES["clipped"], scale=scale)[1] for scale in (1.0, 0.0, 3.0))
+    same_grads(many, {name: none[name] + 3 * (grad - none[name]) for name, grad in one.items()})
+    assert min((one[name] - grad).abs().max() for name, grad in none.items()) > 1e-3
+
+
+@pytest.mark.parametrize("p", [0.125, 0.5])
+def test_a_prefix_has_its_gradient_as_often_as_asked(p):
+    """It is drawn by the run's seed and the prefix's key, and counts 1/p: the mean is the exact gradient."""
+    keys = [(step, f"q{n}") for step in range(20) for n in range(100)]
+    passes = Passes("layers", prefix_gradient=p, seed=1)
+    scales = [passes.scale(*key) for key in keys]
+    assert set(scales) == {0.0, 1 / p}
+    spread = math.sqrt(len(keys) * p * (1 - p))
+    assert abs(scales.count(1 / p) - p * len(keys)) < SPREADS * spread
+    assert [passes.kept(*key) for key in keys] == ["layers" if scale else "nothing" for scale in scales]
+    assert scales[:100] != scales[100:200]
+    assert scales != [Passes("layers", prefix_gradient=p, seed=2).scale(*key) for key in keys]
+    assert {WHOLE.scale(*key) for key in keys} == {1.0}
+    assert {Passes(prefix_gradient=0.0).scale(*key) for key in keys} == {0.0}
 
 
 def test_order_and_grouping_change_nothing(grads, items):

@@ -99,6 +99,8 @@ def made(config: Config, found: Known, device: Device, rates: Rates, item: float
     last = columns[-1]
     largest = {}
     for name, mode, keep in MODES:
+        if keep == "host" and device.on_cpu:
+            continue
         adapter = "alora" if mode == "alora" else "lora" if way.adapter == "alora" else way.adapter
         other = replace(way, mode=mode, keep=keep, adapter=adapter, chance=1.0)
         largest[name] = tuple(largest_frames(found.shape, last.work, other, gb * GB, device.host) for gb in BUDGETS)
@@ -131,6 +133,7 @@ def _trains(config: Config) -> str:
 
 MODES: tuple[tuple[str, Mode, Keep], ...] = (
     ("exact, graph", "exact", "graph"),
+    ("exact, attention", "exact", "attention"),
     ("exact, layers", "exact", "layers"),
     ("exact, host", "exact", "host"),
     ("none", "none", "nothing"),

@@ -31,7 +31,13 @@ HELD = {
     "peak": "peak",
     "host": "on the host",
 }
-KEEPS = {"graph": "graph", "layers": "layer inputs", "host": "inputs on host", "nothing": "nothing"}
+KEEPS = {
+    "graph": "graph",
+    "attention": "layer inputs, attention",
+    "layers": "layer inputs",
+    "host": "inputs on host",
+    "nothing": "nothing",
+}
 MOST_ADVICE = 5
 
 

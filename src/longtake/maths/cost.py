@@ -18,7 +18,7 @@ from typing import Literal
 
 from longtake.maths.shapes import Shape
 
-Keep = Literal["nothing", "graph", "layers", "host"]  # as runtime.prefix
+Keep = Literal["nothing", "graph", "attention", "layers", "host"]  # as runtime.prefix
 Adapter = Literal["full", "lora", "alora"]
 Mode = Literal["exact", "none", "alora", "per_answer", "per_answer_3pass", "encode_once", "prefix_grouper"]
 WHOLE_ROWS = ("per_answer", "per_answer_3pass", "encode_once")  # one row [prefix | answer] for every answer
@@ -185,9 +185,10 @@ def predict(shape: Shape, work: Work, way: Way, rates: Rates) -> Seconds:
         row = Tokens(inner.tokens + answers.tokens, inner.pairs + answers.pairs)
         together = ceil(row.tokens)
     else:
-        noted = way.keep in ("layers", "host")
+        seen = Tokens(inner.tokens, 0.0) if way.keep == "attention" else inner
         moved = 2 * inner.tokens * shape.layers * shape.width * way.item / rates.host if way.keep == "host" else 0.0
-        prefix_backward = way.through * (noted * go.prefix(inner) + back.prefix(inner) + moved)
+        noted = go.prefix(seen) + moved if way.keep in ("attention", "layers", "host") else 0.0
+        prefix_backward = way.through * (noted + back.prefix(inner) + go.tiles(inner))
     answered = again + go.whole(row, together) + go.head(answers, together)
     score = way.epochs * prefill if way.repeats else 0.0
     score += 2 * answered if way.mode == "per_answer_3pass" else 0.0
@@ -219,14 +220,24 @@ class _Pass:
         """All layers, `together` tokens in a call."""
         layers, calls = self.shape.layers, ceil(row.tokens / together)
         linear = self._linear(layers * self.shape.layer, row.tokens)
-        return self._layers(layers, row, calls) + linear + self._tiles(layers, row.tokens, together)
+        tiled = self.backward and min(row.tokens, together) > self.way.tile
+        again = 2 * layers * self.shape.mlp * row.tokens / self.rates.linear.forward if tiled else 0.0
+        return self._layers(layers, row, calls) + linear + again
 
     def prefix(self, row: Tokens) -> float:
         """One call; of the last layer keys and values alone (runtime.top makes its queries too, and drops them)."""
         layers = self.shape.layers - 1
         last = self.shape.width * self.shape.kv / self.shape.layers if self.backward else self.shape.projections
-        linear = self._linear(layers * self.shape.layer + last, row.tokens)
-        return self._layers(layers, row, 1) + linear + self._tiles(layers, row.tokens, row.tokens)
+        return self._layers(layers, row, 1) + self._linear(layers * self.shape.layer + last, row.tokens)
+
+    def tiles(self, row: Tokens) -> float:
+        """What the backward of a long prefix computes again besides: a graph's MLPs (models.tiled), or queries, keys and
+        values of layers that are computed again anyway, twice (runtime.tiles).
+        """
+        if row.tokens <= self.way.tile:
+            return 0.0
+        weights = self.shape.mlp if self.way.keep == "graph" else 2 * self.shape.projections
+        return self._linear((self.shape.layers - 1) * weights, row.tokens)
 
     def head(self, row: Tokens, together: float) -> float:
         """Log-probabilities of answers; logits of several slices are computed again in the backward."""
@@ -246,12 +257,6 @@ class _Pass:
         share = self.way.learned(self.shape) / (self.shape.layers * self.shape.layer) if frozen else 0.0
         flop = (2 + 4 * share if frozen else 4) if self.backward else 2 + 2 * share
         return flop * weights * tokens / self._of(self.rates.linear)
-
-    def _tiles(self, layers: int, tokens: float, together: float) -> float:
-        """MLPs in tiles are computed again in their backward (models.tiled)."""
-        if not self.backward or min(tokens, together) <= self.way.tile:
-            return 0.0
-        return 2 * layers * self.shape.mlp * tokens / self.rates.linear.forward
 
     def _of(self, both: Both) -> float:
         return both.backward if self.backward else both.forward

@@ -18,7 +18,7 @@ USABLE = 0.94  # of a device's memory: the rest is the driver's and fragmentatio
 MOST_FRAMES = 1 << 20
 SPREAD = 11  # tensors as wide as the queries in the backward of attention: the largest moment where MLPs are tiled
 # graphs of one layer that its backward needs at once, with the gradients on their way; measured on the CPU to 5 %
-AT_ONCE = {"nothing": 0.0, "graph": 1.0, "layers": 2.2, "host": 2.2}
+AT_ONCE = {"nothing": 0.0, "graph": 1.0, "attention": 2.2, "layers": 2.2, "host": 2.2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,12 @@ def room(shape: Shape, work: Work, way: Way, films: int = 1) -> Room:
     own = graph_bytes(shape, item, tiled=tiled)
     tiles = way.tile * 4 * shape.inner * item if tiled else 0.0
     spread = tokens * SPREAD * heads * item if tiled and keep != "nothing" else 0.0
-    kv = films * tokens * shape.kv * (item + (wide if keep != "nothing" else 0))
+    added = item if work.answers.tokens <= way.answer_tokens else wide  # one run of answers adds to nothing
+    kv = films * tokens * shape.kv * (item + (added if keep != "nothing" else 0))
     inputs = films * tokens * shape.layers * shape.width * item
-    kept = {"nothing": 0.0, "graph": films * tokens * (shape.layers - 1) * own, "layers": inputs, "host": 0.0}[keep]
+    outputs = films * tokens * (shape.layers - 1) * (heads * item + shape.heads * WIDE)
+    graph = films * tokens * (shape.layers - 1) * own
+    kept = {"nothing": 0.0, "graph": graph, "attention": inputs + outputs, "layers": inputs, "host": 0.0}[keep]
     stream = tokens * item * (4 * shape.width + 2 * heads)  # a layer's input, output, norm, queries, attention
     asked = min(work.answers.tokens, max(way.answer_tokens, work.answer))
     if grouped:
@@ -119,7 +122,7 @@ def keep_for(shape: Shape, work: Work, way: Way, device: float, host: float, fil
     """The fastest way to keep prefixes that fits, the smallest if none does."""
     if way.through == 0:
         return "nothing"
-    order: tuple[Keep, ...] = ("graph", "layers", "host")
+    order: tuple[Keep, ...] = ("graph", "attention", "layers", "host")
     found = (keep for keep in order if fits(shape, work, replace(way, keep=keep), device, host, films))
     return next(found, order[-1])
 

@@ -68,7 +68,7 @@ class Qwen3VL:
         if shape != (pixels.patch, pixels.temporal_patch, pixels.merge):
             why = f"patch, temporal patch and merge are {shape} in config.json, else in the video processor's file"
             raise UserError("video processor and network do not belong together", why=why)
-        registered.check_shareable(config.text_config)
+        registered.check_shareable(config)
         registered.register()
         net.model.visual.patch_embed = PatchEmbed(net.model.visual.patch_embed.proj)
         net.set_attn_implementation({"text_config": registered.TEXT, "vision_config": registered.VISION})

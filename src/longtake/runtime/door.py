@@ -5,116 +5,32 @@
         out = model(row.ids_1T, position_ids=row.position_ids, logits_to_keep=row.predict_R)
         loss(row.score(out.logits).logprob_R).backward()
 
-Inside, the decoder's attention function is ours, and a `Packed` goes with every call of a layer in the mask's place.
-Gradient checkpointing keeps a layer's arguments, so it finds the layout there when it runs the layer again; even after
-the block, if the model's own attention is sdpa: a mask may be an object that torch asks (as torch.nn.attention.bias).
+Inside, the decoder's attention and mask functions are ours; the mask that goes to every layer is a `Packed`. Gradient
+checkpointing keeps a layer's arguments, so it finds the layout there when it runs the layer again; even after the
+block, if the model's own attention is sdpa: a mask may be an object that torch asks (as torch.nn.attention.bias).
 
-T packed tokens, P prompt tokens, R tokens of all answers behind one another, V vocabulary.
+T packed tokens, H heads, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NoReturn
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from longtake.errors import UserError
 from longtake.maths.attention import Row
-from longtake.maths.logprob import Scored, score_tokens
-from longtake.maths.pack import pack
 from longtake.models.attention import attend_text, check_shareable
-from longtake.records import Layout, Prompt, Segment
+from longtake.records import Layout, Segment
 
-NAME = "longtake_shared_prefix"  # of the attention function; no mask function has it, so transformers builds no mask
+NAME = "longtake_shared_prefix"  # of the two functions
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class PackedRow:
-    """A prompt and its answers as one row for `model(…)`. Example: pack_row([5, 6, 7], [[1, 2], [3, 4, 2]]).
-
-    An answer's last token is predicted but never fed: the row of the example is 5 6 7 1 3 4.
-    """
-
-    layout: Layout
-    ids_1T: Tensor  # int64
-    position_ids: Tensor  # int64 [1, T], or [3, 1, T] where the prompt's positions have three rows
-    predict_R: Tensor  # int64, the place in the row whose logits predict target_R: logits_to_keep
-    target_R: Tensor  # int64
-    lengths: tuple[int, ...]  # [G] tokens of each answer; they add up to R
-
-    def to(self, device: torch.device | str) -> PackedRow:
-        """The same with its tensors there."""
-        ids, position = self.ids_1T.to(device), self.position_ids.to(device)
-        predict, target = self.predict_R.to(device), self.target_R.to(device)
-        return replace(self, ids_1T=ids, position_ids=position, predict_R=predict, target_R=target)
-
-    def score(self, logits_1RV: Tensor, temperature: float = 1.0) -> Scored:
-        """logprob_R of the answers' tokens and entropy_R (nats, no gradient) where they stood, in float32 at least.
-
-        Raises ValueError for logits of other places than predict_R.
-        """
-        if logits_1RV.shape[:2] != (1, len(self.target_R)):
-            shape = tuple(logits_1RV.shape[:2])
-            raise ValueError(f"logits are {shape}, not (1, {len(self.target_R)}): pass logits_to_keep=row.predict_R")
-        target_R = self.target_R.to(logits_1RV.device)
-        return score_tokens(_widened, logits_1RV[0], target_R, temperature=temperature)
-
-    def per_answer(self, number_R: Tensor) -> list[Tensor]:
-        """[G] tensors: what belongs to each answer of one number for every answer token."""
-        return list(number_R.split(self.lengths))
-
-
-def _widened(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def pack_row(
-    prompt_ids: Sequence[int] | Tensor,
-    answers: Sequence[Sequence[int] | Tensor],
-    positions: Tensor | None = None,
-) -> PackedRow:
-    """One row of a prompt and its answers (token ids, without padding); its tensors are on the CPU.
-
-    positions: int64 [3, P] or [3, 1, P] of the prompt for M-RoPE; answers go on at their largest + 1. Without them the
-    prompt counts from 0. Raises UserError.
-    """
-    prompt, told = _ints(prompt_ids), [_ints(answer) for answer in answers]
-    if not prompt:
-        raise UserError("nothing to pack", why="the prompt has no tokens")
-    count = len(prompt)
-    position_3P = torch.arange(count).expand(3, -1)
-    if positions is not None:
-        if positions.shape not in ((3, count), (3, 1, count)):
-            why = f"they are {tuple(positions.shape)}, the prompt has {count} tokens"
-            raise UserError("positions do not fit the prompt", why=why, fix=f"pass [3, {count}]")
-        position_3P = positions.reshape(3, count).cpu()
-    packed = pack([Prompt("row", tuple(prompt), (), position_3P, None, None)], [told], [[[1.0] * len(a) for a in told]])
-    position_3T = packed.position_3T
-    return PackedRow(
-        layout=packed.layout,
-        ids_1T=packed.ids_T[None],
-        position_ids=position_3T[:1] if positions is None else position_3T[:, None],
-        predict_R=packed.predict_R,
-        target_R=packed.target_R,
-        lengths=tuple(map(len, told)),
-    )
-
-
-def _ints(ids: Sequence[int] | Tensor) -> list[int]:
-    if not isinstance(ids, Tensor):
-        return list(ids)
-    if ids.shape != (ids.numel(),) and ids.shape != (1, ids.numel()):
-        raise UserError("token ids of several rows", why=f"they are {tuple(ids.shape)}", fix="pass one row at a time")
-    return [int(token) for token in ids.flatten().tolist()]
 
 
 @contextmanager
@@ -126,24 +42,27 @@ def shared_prefix(model: nn.Module, layout: Layout) -> Iterator[None]:
     may be nested: the innermost rules. Raises UserError for models whose answers cannot share a prefix, and in
     `model(…)` for arguments that do not fit.
     """
-    decoder = _decoder(model)
-    opened = _OPEN.setdefault(decoder, [])
-    packed = Packed(layout, opened)
+    net, decoder = _found(model)
+    packed = Packed(layout)
     before = decoder.config._attn_implementation
     AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, _mask)
     decoder.set_attn_implementation(NAME)
     if decoder.config._attn_implementation != NAME:
         why = "it does not go through transformers' AttentionInterface"
         raise UserError(f"the attention of {type(decoder).__name__} cannot be replaced", why=why)
-    opened.append(packed)
-    handles = [decoder.register_forward_pre_hook(packed.checked, with_kwargs=True)]
-    handles += [layer.register_forward_pre_hook(packed.handed, with_kwargs=True) for layer in decoder.layers]
+    _OPEN.append((decoder.config, packed))
+    handles = [part.register_forward_pre_hook(_check_labels, with_kwargs=True) for part in {model, net}]
+    handles += [
+        decoder.register_forward_pre_hook(packed.enter, with_kwargs=True),
+        decoder.register_forward_hook(packed.leave, always_call=True),
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        opened.remove(packed)
+        _OPEN.remove((decoder.config, packed))
         decoder.set_attn_implementation(before)
 
 
@@ -162,10 +81,9 @@ def _outside() -> NoReturn:
 class Packed:
     """Who sees whom in a row, in the place of a layer's mask. What takes it for a tensor meets a UserError."""
 
-    def __init__(self, layout: Layout, opened: list[Packed]) -> None:
-        """`opened`: the decoder's blocks, innermost last."""
-        self.row, self.opened = Row(layout), opened
-        self.siblings = _siblings(layout)
+    def __init__(self, layout: Layout) -> None:
+        self.row, self.siblings = Row(layout), _siblings(layout)
+        self.running = False  # the decoder's forward
         self.kv_heads = 0  # of the model that met it
 
     @classmethod
@@ -183,9 +101,9 @@ class Packed:
     def __getattr__(self, name: str) -> NoReturn:
         _outside()
 
-    def checked(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        """Hook of the decoder: refuses arguments that would not mean what they say. Raises UserError."""
-        if self.opened[-1] is not self:
+    def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        """Before the decoder: refuses arguments that would not mean what they say. Raises UserError."""
+        if _innermost(decoder.config) is not self:
             return None
         total = self.row.layout.total
         given = dict(zip(("input_ids",), args, strict=False)) | kwargs
@@ -203,11 +121,12 @@ class Packed:
         _check_mask(given.get("attention_mask"), total)
         self._check_positions(given.get("position_ids"), total)
         _check_dropout(decoder)
+        self.running = True
         return args, kwargs | {"attention_mask": None, "use_cache": False}
 
-    def handed(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        """Hook of a layer."""
-        return (args, kwargs | {"attention_mask": self}) if self.opened[-1] is self else None
+    def leave(self, decoder: nn.Module, args: Any, out: Any) -> None:
+        """After the decoder."""
+        self.running = False
 
     def _check_positions(self, position_ids: Tensor | None, total: int) -> None:
         here, first = self.siblings
@@ -222,7 +141,22 @@ class Packed:
             raise UserError("answers on one prefix begin at different positions", why=why, fix=fix)
 
 
-_OPEN: WeakKeyDictionary[nn.Module, list[Packed]] = WeakKeyDictionary()  # decoder → its open blocks
+_OPEN: list[tuple[Any, Packed]] = []  # blocks with their decoders' configs, the latest last
+
+
+def _innermost(config: Any) -> Packed | None:
+    return next((packed for own, packed in reversed(_OPEN) if own is config), None)
+
+
+def _mask(config: Any, **other: Any) -> Packed:
+    """The mask function inside a block."""
+    packed = _innermost(config)
+    if packed is None or not packed.running:
+        why = "another model has the same config object; or a mask was made outside of the decoder"
+        raise UserError(
+            "a model was called without its row's layout", why=why, fix="give that model a config of its own"
+        )
+    return packed
 
 
 def _attend(
@@ -236,7 +170,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """The attention function inside a block → ([1, T, H, D], None)."""
     if not isinstance(attention_mask, Packed):
-        why = "the model shares its config with another one, or was compiled before the block"
+        why = "its decoder makes no mask by transformers' mask functions, or was compiled before the block"
         raise UserError(f"{type(module).__name__} was called without its row's layout", why=why)
     attention_mask.kv_heads = key.shape[1]
     q, k, v = _cast(query, key, value)
@@ -251,16 +185,15 @@ def _cast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _decoder(model: nn.Module) -> Any:
-    """The text decoder inside. Raises UserError unless its answers can share a prefix."""
+def _found(model: nn.Module) -> tuple[PreTrainedModel, Any]:
+    """The transformers model inside, and the text decoder inside that. Raises UserError for what cannot share."""
     net = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
     if net is None:
         raise UserError(f"no transformers model inside {type(model).__name__}")
-    decoder: Any = net.get_decoder()
-    if net.config.is_encoder_decoder or not isinstance(dict(decoder.named_children()).get("layers"), nn.ModuleList):
-        raise UserError(f"{type(net).__name__} is no decoder with `layers`", why="those alone can share a prefix")
+    if net.config.is_encoder_decoder:
+        raise UserError(f"{type(net).__name__} has an encoder", why="decoders alone can share a prefix")
     check_shareable(net.config)
-    return decoder
+    return net, net.get_decoder()
 
 
 def _siblings(layout: Layout) -> tuple[list[int], list[int]]:
@@ -276,6 +209,12 @@ def _siblings(layout: Layout) -> tuple[list[int], list[int]]:
         if segment.inner:
             above.append((number, segment))
     return [here for here, _ in found], [there for _, there in found]
+
+
+def _check_labels(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("labels") is not None:
+        why = "the model would shift them over the borders of answers"
+        raise UserError("a shared-prefix row takes no labels", why=why, fix="a loss of row.score(out.logits).logprob_R")
 
 
 def _check_mask(mask: Any, total: int) -> None:

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from longtake.maths.attention import extend_attention
 from longtake.records import AnswerRow, Layout, PrefixRow
+from longtake.runtime import tiles
 from longtake.runtime.top import Call, Kept, Pass, at_ends, first, keys
 
-Keep = Literal["nothing", "graph", "layers", "host"]
+Keep = Literal["nothing", "graph", "attention", "layers", "host"]
+TILE = 8192  # tokens of a layer that is computed again
 Inputs = Callable[[], tuple[Tensor, Tensor | None]]  # embed_UE with features in place, DeepStack [levels, N, E] or None
 
 
@@ -51,11 +53,9 @@ class Prefill:
     keep: Keep
     inputs: Inputs | None = None
     graph: list[Tensor] = field(default_factory=list)  # "graph": keys and values of all layers, then the ends
-    calls: list[Call] = field(default_factory=list)  # "layers", "host"
+    calls: list[Call] = field(default_factory=list)  # "attention", "layers", "host"
     visual_U: Tensor | None = None
-    added: list[tuple[Tensor, Tensor] | None] = field(
-        default_factory=list
-    )  # gradients of kv [U, K, D], float32 at least
+    added: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # gradients of kv [U, K, D]
 
     @property
     def tips_NE(self) -> Tensor:
@@ -63,14 +63,17 @@ class Prefill:
         tips = [number for number, s in enumerate(self.layout.segments) if s.stop == s.start + s.length]
         return self.ends_SE if len(tips) == len(self.ends_SE) else self.ends_SE[tips]
 
-    def buffers(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Where the gradients of a layer's keys and values add up; None for a prefix without backward."""
+    def buffers(self, layer: int, once: bool) -> tuple[Tensor, Tensor] | None:
+        """Where the gradients of a layer's keys and values add up; None for a prefix without backward.
+
+        In float32 at least; with `once`, where nothing is added to them, as wide as the kernels give them.
+        """
         if self.keep == "nothing":
             return None
         found = self.added[layer]
         if found is None:
             k, v = (x[0].transpose(0, 1) for x in self.kv[layer])
-            wide = torch.promote_types(k.dtype, torch.float32)
+            wide = k.dtype if once else torch.promote_types(k.dtype, torch.float32)
             found = self.added[layer] = (torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide))
         return found
 
@@ -79,9 +82,11 @@ def prefill(model: Net, row: PrefixRow, inputs: Inputs, keep: Keep) -> Prefill:
     """Computes the prefixes of a row without answers (`pack` without any, or `stem`).
 
     keep: "nothing" for answers alone; for a backward "graph" (fastest, most memory), "layers" (only layers' inputs;
-    each layer is computed again in its backward) or "host" (these in the host's memory).
+    each layer is computed again in its backward), "attention" (these and what attention gave, which is not computed
+    again) or "host" (layers' inputs in the host's memory).
     """
-    top = Pass(model.layers, row.layout, note=keep in ("layers", "host"))
+    again = keep in ("attention", "layers", "host")
+    top = Pass(model.layers, row.layout, note=again, outputs=keep == "attention")
     with torch.set_grad_enabled(keep == "graph"), top.hooked():
         embed_UE, deepstack = inputs()
         if deepstack is not None:  # the last layer's visual places are dead
@@ -97,20 +102,24 @@ def prefill(model: Net, row: PrefixRow, inputs: Inputs, keep: Keep) -> Prefill:
         made.graph = [x for pair in top.kv for x in pair] + [ends_SE]
         return made
     made.visual_U = row.visual_T
-    made.calls = [Call(_away(call.hidden) if keep == "host" else call.hidden, call.other) for call in top.calls]
+    made.calls = top.calls
+    if keep == "host":
+        for call in made.calls:
+            call.hidden = _away(call.hidden)
     return made
 
 
-def extend(model: Net, made: Prefill, row: AnswerRow) -> Tensor:
+def extend(model: Net, made: Prefill, row: AnswerRow, *, once: bool = False) -> Tensor:
     """[R, E] hidden states that predict row.target_R: the answers on the kept keys and values.
 
-    A backward through them adds the gradients of parameters to .grad and those of the prefix to its buffers.
+    A backward through them adds the gradients of parameters to .grad and those of the prefix to its buffers. `once`: no
+    other answers come, so the buffers need not be wider than what the kernels give.
     """
     none = torch.zeros(len(row.ids_A), dtype=torch.bool, device=row.ids_A.device)
     ends_SE = made.ends_SE
     if len(row.ids_A):
         embed_AE = model.embed(row.ids_A)
-        hidden_AE = model.hidden(embed_AE, row.position_3A, none, None, _Answers(made, row.layout))
+        hidden_AE = model.hidden(embed_AE, row.position_3A, none, None, _Answers(made, row.layout, once=once))
         table = torch.cat([ends_SE.to(hidden_AE.dtype), hidden_AE])
     else:
         table = ends_SE
@@ -126,8 +135,9 @@ def begin(model: Net, made: Prefill, row: AnswerRow) -> tuple[Tensor, list[tuple
     return hidden_AE[row.source_R.to(hidden_AE.device) - len(made.ends_SE)], kv
 
 
-def finish(model: Net, made: Prefill, scale: float = 1.0) -> None:
-    """The backward through the prefix, with what its answers added up times `scale`; frees all that was kept.
+def finish(model: Net, made: Prefill, scale: float = 1.0, tile: int = TILE) -> None:
+    """The backward through the prefix, with what its answers added up times `scale`; frees all that was kept. A layer
+    that is computed again is so `tile` tokens at a time.
 
     Raises ValueError for a prefill that kept nothing, or was finished before.
     """
@@ -137,7 +147,7 @@ def finish(model: Net, made: Prefill, scale: float = 1.0) -> None:
         if made.keep == "graph":
             _through_graph(made, scale)
         else:
-            _through_layers(model, made, scale)
+            _through_layers(model, made, scale, tile)
     made.inputs, made.graph, made.calls, made.added = None, [], [], []
 
 
@@ -149,7 +159,7 @@ def _through_graph(made: Prefill, scale: float) -> None:
         torch.autograd.backward([x for x, _ in live], [g.to(x.dtype) for x, g in live])
 
 
-def _through_layers(model: Net, made: Prefill, scale: float) -> None:
+def _through_layers(model: Net, made: Prefill, scale: float, tile: int) -> None:
     assert made.inputs is not None
     assert made.visual_U is not None
     with torch.enable_grad():
@@ -160,8 +170,14 @@ def _through_layers(model: Net, made: Prefill, scale: float) -> None:
     gradient: Tensor | None = None  # of the layer's output [1, U, E]
     for number in reversed(range(len(model.layers))):
         call = made.calls.pop()
-        hidden = call.hidden.to(embed_UE.device).detach().requires_grad_(learns[number])
-        layer = model.layers[number]
+        call.hidden = hidden = call.hidden.to(embed_UE.device).detach()
+        layer, own = model.layers[number], _gradients(made, number, scale)
+        made.added[number] = None
+        if gradient is not None and hidden.shape[1] > tile and learns[number]:
+            gradient = tiles.backward(layer, call, made.layout, gradient, own, tile)
+            _deepen(deep, gradient, made.visual_U, 0 < number <= levels)
+            continue
+        hidden.requires_grad_(learns[number])
         with torch.enable_grad():
             if gradient is None:  # the last
                 k, v = keys(layer, hidden, call.other)
@@ -169,21 +185,25 @@ def _through_layers(model: Net, made: Prefill, scale: float) -> None:
                 outputs = [model.norm(first(layer(*args, **other)))[0]]
                 given = [_end_gradient(made, scale)]
             else:
-                seen = Kept(made.layout)
+                seen = Kept(made.layout, call.known)
                 outputs = [first(layer(hidden, **call.other | {"attention": seen}))]
                 (k, v), given = seen.kv[0], [gradient]
         outputs += [k, v]
-        given += _gradients(made, number, scale)
-        made.added[number] = None
+        given += own
         live = [(x, g) for x, g in zip(outputs, given, strict=True) if x.requires_grad]
         if live:
             torch.autograd.backward([x for x, _ in live], [g.to(x.dtype) for x, g in live])
         gradient = hidden.grad if hidden.grad is not None else torch.zeros_like(hidden)
-        if 0 < number <= levels:
-            deep.append(gradient[0, made.visual_U.to(gradient.device)])
+        _deepen(deep, gradient, made.visual_U, 0 < number <= levels)
         if not learns[number]:
             return
     _into_inputs(embed_UE, deepstack, gradient, deep)
+
+
+def _deepen(deep: list[Tensor], gradient: Tensor, visual_U: Tensor, has_level: bool) -> None:
+    """Notes the gradient of the DeepStack level that was added to a layer's input."""
+    if has_level:
+        deep.append(gradient[0, visual_U.to(gradient.device)])
 
 
 def _into_inputs(embed_UE: Tensor, deepstack: Tensor | None, gradient: Tensor | None, deep: list[Tensor]) -> None:
@@ -235,9 +255,10 @@ class _Answers:
     made: Prefill
     layout: Layout
     kv: list[tuple[Tensor, Tensor]] | None = None  # where to keep the answers' own
+    once: bool = False
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if self.kv is not None:
             self.kv.append((k, v))
         kept = self.made.kv[layer]
-        return extend_attention(q, k, v, *kept, self.layout, scale=scale, into=self.made.buffers(layer))
+        return extend_attention(q, k, v, *kept, self.layout, scale=scale, into=self.made.buffers(layer, self.once))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longtake.maths.attention import ends_attention, shared_prefix_attention
+from longtake.maths.attention import Known, ends_attention, shared_prefix_attention, shared_prefix_forward
 from longtake.records import Layout
 
 
@@ -22,28 +22,30 @@ class Call:
     """One layer's call: its input after any DeepStack addition, and all else it was given."""
 
     hidden: Tensor  # [1, U, E]
-    other: dict[str, Any]  # transformers' keywords
+    other: dict[str, Any]  # transformers' keywords, without attention=
+    known: Known | None = None  # attention's output and log-sum-exp, if kept
 
 
 class Kept:
     """Attention of a row of prefixes that keeps keys and values as the layers make them."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, known: Known | None = None) -> None:
+        """`known`: output and log-sum-exp of the one layer that will call, which are not computed again."""
+        self.layout, self.known = layout, known
         self.kv: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self.kv.append((k, v))
-        return shared_prefix_attention(q, k, v, self.layout, scale=scale)
+        return shared_prefix_attention(q, k, v, self.layout, scale=scale, known=self.known)
 
 
 class Pass(Kept):
     """The same for a whole pass, in which the last layer is called for the ends of segments alone."""
 
-    def __init__(self, layers: nn.ModuleList, layout: Layout, *, note: bool) -> None:
-        """`note`: keep every layer's call in `calls`."""
+    def __init__(self, layers: nn.ModuleList, layout: Layout, *, note: bool, outputs: bool) -> None:
+        """`note`: keep every layer's call in `calls`; `outputs`: and what its attention gave."""
         super().__init__(layout)
-        self.layers, self.note = layers, note
+        self.layers, self.note, self.outputs = layers, note, outputs
         self.calls: list[Call] = []
         self._met = 0
 
@@ -57,11 +59,18 @@ class Pass(Kept):
             for handle in handles:
                 handle.remove()
 
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if not self.outputs:
+            return super().__call__(layer, q, k, v, scale)
+        self.kv.append((k, v))
+        out, self.calls[-1].known = shared_prefix_forward(q, k, v, self.layout, scale=scale)
+        return out
+
     def _see(self, layer: nn.Module, args: tuple[Tensor, ...], other: dict[str, Any]) -> Any:
         (hidden,) = args
         self._met += 1
         if self.note:
-            self.calls.append(Call(hidden, other))
+            self.calls.append(Call(hidden, {name: x for name, x in other.items() if name != "attention"}))
         if self._met < len(self.layers):
             return None
         k, v = keys(layer, hidden, other)
@@ -70,25 +79,37 @@ class Pass(Kept):
 
 
 class _Enough(Exception):
-    """The keys and values are there: the rest of the layer is not needed."""
+    """Queries, keys and values are there: the rest of the layer is not needed."""
 
 
-class _Keys:
-    """Attention that takes keys and values and ends the layer's call."""
+@dataclass(slots=True)
+class Projections:
+    """Attention that takes what it is given and ends the layer's call."""
+
+    q: Tensor = field(init=False)  # [1, H, U, D]
+    k: Tensor = field(init=False)  # [1, K, U, D]
+    v: Tensor = field(init=False)
+    scale: float = field(init=False)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        self.kv = (k, v)
+        self.q, self.k, self.v, self.scale = q, k, v, scale
         raise _Enough
 
 
-def keys(layer: nn.Module, hidden: Tensor, other: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """A layer's keys and values, and nothing else of it."""
-    taken = _Keys()
+def projections(layer: nn.Module, hidden: Tensor, other: dict[str, Any]) -> Projections:
+    """A layer's queries, keys and values, and nothing else of it."""
+    taken = Projections()
     try:
         layer.forward(hidden, **other | {"attention": taken})
     except _Enough:
-        return taken.kv
+        return taken
     raise ValueError(f"{type(layer).__name__} never called the attention function: is it a recurrent layer?")
+
+
+def keys(layer: nn.Module, hidden: Tensor, other: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Keys and values alone."""
+    taken = projections(layer, hidden, other)
+    return taken.k, taken.v
 
 
 @dataclass(frozen=True, slots=True)

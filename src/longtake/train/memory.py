@@ -17,18 +17,18 @@ class Memory(Settings):
     """What a step holds at once. None of it changes what is learned."""
 
     row_tokens: int = Field(16384, ge=1, description="prefix tokens in one forward pass, and held at once")
-    answer_tokens: int = Field(16384, ge=1, description="answer tokens in one forward and backward on a prefix")
-    keep: Literal["auto", "graph", "layers", "host"] = Field(
+    answer_tokens: int = Field(2048, ge=1, description="answer tokens in one forward and backward on a prefix")
+    keep: Literal["auto", "graph", "attention", "layers", "host"] = Field(
         "auto",
-        description="kept of a prefix for its backward: graph (fastest), layer inputs, these on the host; "
-        "auto: graph where it fits",
+        description="kept of a prefix for its backward: graph (fastest), layer inputs and attention outputs, layer "
+        "inputs alone, these on the host; auto: the fastest that fits",
     )
     prefixes: Path | None = Field(
         None, description="folder of prefixes' keys and values under an alora, shared by runs (default: memory alone)"
     )
     prefixes_ram: float = Field(8.0, gt=0, description="GiB of these in memory")
     prefixes_disk: float = Field(200.0, gt=0, description="GiB of these in that folder")
-    tile: int = Field(8192, ge=1, description="tokens of an MLP or a norm that are computed at once")
+    tile: int = Field(8192, ge=1, description="tokens of a layer, attention aside, that are computed at once")
 
     def check(self, kind: str, gradient: PrefixGradient) -> None:
         """Raises UserError for settings that an adapter of this kind would ignore."""

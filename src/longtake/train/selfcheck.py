@@ -108,7 +108,7 @@ def _fast(model: Model, row: PrefixRow, films: list[Features], passes: Passes) -
         (-logprob_R * part.weight_R.to(logprob_R)).sum().backward()
         found.append(logprob_R.detach())
     if made.keep != "nothing":
-        finish(model, made)
+        finish(model, made, tile=passes.tile)
     return torch.cat(found)
 
 

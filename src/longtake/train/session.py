@@ -151,7 +151,7 @@ def _passes(config: Trains, model: Model, log: Log) -> Passes:
         keep = keep_for(shape, work, way, device, host)
         if keep != "graph":
             log.note(f"of a prefix {keep} are kept: the graph of {memory.row_tokens} tokens does not fit this machine")
-    return Passes(keep, memory.answer_tokens, through, config.seed)
+    return Passes(keep, memory.answer_tokens, memory.tile, through, config.seed)
 
 
 def _room_of(device: torch.device) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from longtake.maths.loss import Loss, LossTerms
 from longtake.maths.pack import answer_rows, stem
 from longtake.protocols import Model
 from longtake.records import AnswerRow, PrefixRow
-from longtake.runtime.prefix import Keep, Prefill, extend, finish
+from longtake.runtime.prefix import TILE, Keep, Prefill, extend, finish
 from longtake.runtime.rows import FeaturesOf, compute, lead
 from longtake.train.keys import keyed
 from longtake.train.oom import Facts, explained, facts_of
@@ -67,6 +67,7 @@ class Passes:
 
     keep: Keep = "graph"  # what a prefill keeps for its backward
     answer_tokens: int = 16384  # in one forward and backward on a prefill
+    tile: int = TILE  # tokens of a layer that is computed again
     prefix_gradient: float = 1.0  # probability of the backward through a prefix, which then counts 1/p; 0 = never
     seed: int = 0
 
@@ -107,18 +108,19 @@ def backward(
             made = compute(model, stem(row), features, passes.keep if scale and not lead(model) else "nothing")
     sums = Sums()
     with explained("answers", facts):
-        for part in answer_rows(row, passes.answer_tokens):
-            sums += _answers(model, made, part, objective)
+        parts = list(answer_rows(row, passes.answer_tokens))
+        for part in parts:
+            sums += _answers(model, made, part, objective, once=len(parts) == 1)
     if made.keep != "nothing":
         with explained("prefix_backward", facts):
-            finish(model, made, scale)
+            finish(model, made, scale, passes.tile)
     return sums
 
 
-def _answers(model: Model, made: Prefill, row: AnswerRow, objective: Objective) -> Sums:
+def _answers(model: Model, made: Prefill, row: AnswerRow, objective: Objective, *, once: bool) -> Sums:
     """The same for some answers on their prefixes, whose share of the gradient stays in `made`."""
     row = replace(row, **{name: getattr(row, name).to(model.net.device) for name in ON_DEVICE})
-    hidden_RE = extend(model, made, row)
+    hidden_RE = extend(model, made, row, once=once)
     scored = score_tokens(model.head, hidden_RE, row.target_R, temperature=objective.temperature)
     old_R = scored.logprob_R.detach() if objective.on_policy else row.old_logprob_R
     terms: LossTerms = objective.loss(scored.logprob_R, old_R, row.weight_R, row.answer_R)
