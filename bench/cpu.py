@@ -34,7 +34,7 @@ from typing import IO, Any
 import torch
 
 import bench.cpu_torchvision  # noqa: F401  # before transformers meets torchvision
-from bench.cpu_page import RESULT, ratios
+from bench.cpu_page import RESULT, missed, ratios
 from bench.cpu_predict import predicted, probed
 from bench.cpu_worker import MODES, SAME
 from bench.cpu_world import TOKENS, Shape, build
@@ -239,6 +239,8 @@ def main(words: Sequence[str]) -> int:
     write_json_atomic(RESULT, found)
     for name, value in ratios(found["rows"]).items():
         log.say(f"{name}: {value:.3g}")
+    errors = missed(found["rows"])
+    log.say(f"predicted steps miss by {median(errors):.0%} in the median, {errors[-1]:.0%} at most")
     log.say(f"{len(found['rows'])} rows in {RESULT.name}, {(time.time() - start) / 60:.0f} minutes")
     return 0
 

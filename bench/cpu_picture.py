@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 from typing import Any
 from xml.sax.saxutils import escape
 
-from bench.cpu_page import GROUP, short
+from bench.cpu_page import GROUP, figures, short
 from bench.picture import GRID, INK
 
 WIDTH, HEIGHT = 1010, 360
@@ -80,7 +80,7 @@ def title(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spoken(points: Sequence[tuple[float, float]], unit: str) -> str:
-    return ", ".join(f"{y:.3g} {unit} at {short(int(x))}" for x, y in points)
+    return ", ".join(f"{figures(y)} {unit} at {short(int(x))}" for x, y in points)
 
 
 def _style() -> str:

@@ -8,7 +8,8 @@
     bench/h200.sh                   all of that, in this order
 
 A call stops before what may take longer than is left of its --seconds (540), and goes on there when it is called again:
-what the results file holds is not measured anew. What fails is written down and tried again by the next call.
+what the results file (--out), or else bench/results/h200.json, holds of such a machine is not measured anew. What fails
+is written down and tried again by the next call.
 
 A row: mode, family, frames, prefix (prompt tokens), answer (tokens), G; update_s (answers known to optimizer done,
 always with one prefix forward, except in no_prefix_gradient and alora); step_s (with the rollout; features are there);
@@ -46,10 +47,24 @@ LISTS = ("rows", "numerics", "tower", "trials")
 PACKAGES = ("torch", "transformers", "peft", "triton")
 
 
-def opened(path: Path, device: str) -> dict[str, Any]:
-    """What the file holds, or new results of this machine."""
-    if path.exists():
-        return dict(json.loads(path.read_text())) | {"failures": []}
+def opened(path: Path, device: str, known: Path) -> dict[str, Any]:
+    """What the file holds; else what `known` holds, if that was measured on such a machine; else new results.
+
+    Raises ValueError for a file of another machine.
+    """
+    here = new(device)
+    for file in (path, known):
+        if file.exists():
+            found = dict(json.loads(file.read_text())) | {"failures": []}
+            if found["machine"]["gpus"] == here["machine"]["gpus"]:
+                return found
+            if file == path:
+                raise ValueError(f"{file} is of another machine: {found['machine']['gpus']}")
+    return here
+
+
+def new(device: str) -> dict[str, Any]:
+    """Results of this machine without any."""
     about: Row = {"system": platform.system(), "processors": os.cpu_count(), "gpus": []}
     if device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
@@ -110,7 +125,11 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("no GPU here: --tiny runs the same with a toy network")
     if said.tiny and said.out == RESULT:
         parser.error("--tiny measures nothing: name another file with --out")
-    bench = Bench(TINY if said.tiny else SEVEN, device, opened(said.out, device))
+    try:
+        results = opened(said.out, device, said.out if said.tiny else RESULT)
+    except ValueError as error:
+        parser.error(str(error))
+    bench = Bench(TINY if said.tiny else SEVEN, device, results)
     if unknown := sorted(set(said.stages) - set(bench.stages)):
         parser.error(f"no stage {unknown[0]}: {' '.join(bench.stages)}")
     left = run(bench, said.stages or bench.stages, said.out, said.seconds)

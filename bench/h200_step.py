@@ -4,7 +4,8 @@
                         features that were encoded once (MR-SP stage 1, LongVILA-R1)
     exact               one prefix forward whose graph is kept, answers on its keys and values, one backward through it
     exact_layers        the same, keeping layers' inputs alone: each layer is computed again in the backward
-    exact_host          the same, keeping them in the host's memory
+    exact_attention     the same, keeping what attention gave as well, which is then not computed again
+    exact_host          the same as exact_layers, keeping the inputs in the host's memory
     no_prefix_gradient  answers learn on the prefix's keys and values, no gradient goes through the prefix
     alora               an adapter on answer tokens only, on keys and values that an earlier step left behind
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from bench.h200_net import Clock, Net, Scene
 from longtake.engines.decode import Decode
+from longtake.engines.graph import Disagreement, Step, recorder_for
 from longtake.maths.algorithms import ALGORITHMS
 from longtake.maths.logprob import score_tokens
 from longtake.maths.pack import answer_rows, pack, stem
@@ -36,6 +38,7 @@ from longtake.runtime.prefix import Keep, Prefill, extend, finish, prefill
 KEEPS: dict[str, Keep] = {
     "exact": "graph",
     "exact_layers": "layers",
+    "exact_attention": "attention",
     "exact_host": "host",
     "no_prefix_gradient": "nothing",
     "alora": "nothing",
@@ -66,8 +69,9 @@ def compute(here: Scene, keep: Keep) -> Prefill:
 
 def learn_answers(here: Scene, made: Prefill, answer_tokens: int) -> None:
     """Forward and backward of all answers on a prefix, at most `answer_tokens` at once."""
-    for part in (_moved(part, here.net.device) for part in answer_rows(here.row, answer_tokens)):
-        hidden_RE = extend(here.net, made, part)
+    parts = [_moved(part, here.net.device) for part in answer_rows(here.row, answer_tokens)]
+    for part in parts:
+        hidden_RE = extend(here.net, made, part, once=len(parts) == 1)
         logprob_R = score_tokens(here.net.head, hidden_RE, part.target_R).logprob_R
         LOSS(logprob_R, logprob_R.detach(), part.weight_R, part.answer_R).total.backward()
 
@@ -142,19 +146,22 @@ def _one_row(here: Scene, answer: list[int], weight: list[float]) -> None:
 
 
 @torch.no_grad()
-def generate(here: Scene, clock: Clock) -> None:
-    """Greedy answers of full length to the question, on a prefix that is computed for them."""
-    net, group, length = here.net, len(here.answers), len(here.answers[0])
+def generate(here: Scene, clock: Clock) -> list[str]:
+    """Greedy answers of full length, on a prefix that is computed for them; returns what is to be said of it."""
+    net, group, length, said = here.net, len(here.answers), len(here.answers[0]), list[str]()
     net.acting("lora")
     with clock("prefill"):
         made = compute(here, "nothing")
-    with clock("generate"):
-        decode = Decode([made], group, length)
+    starts = [int(here.prompt.position_3P.max()) + 1] * group
+    while True:
+        recorder, at = recorder_for(net), clock.now()
+        decode = Decode([made], group, length, static=recorder is not None)
+        next_token = Step(net, decode, starts, recorder, said.append)
         logits_GV = net.head(made.tips_NE.to(net.text.dtype)).repeat_interleave(group, 0)
-        begin = int(here.prompt.position_3P.max()) + 1
-        none = torch.zeros(group, dtype=torch.bool, device=net.device)
-        for place in range(length - 1):
-            position_3G = torch.full((3, group), begin + place, device=net.device)
-            hidden_GE = net.hidden(net.embed(logits_GV.argmax(-1)), position_3G, none, None, decode)
-            decode.at += 1
-            logits_GV = net.head(hidden_GE)
+        try:
+            for left in range(length - 2, -1, -1):
+                logits_GV = next_token(logits_GV.argmax(-1), left)
+        except Disagreement:  # from now on without a recorder
+            continue
+        clock.seconds["generate"] = clock.now() - at
+        return said

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from bench import demo, learning_page, learning_plot
 from longtake.cli.demo import FRAMES, GRPO_STEPS
-from longtake.cli.demo_stages import ANSWER, Plan
+from longtake.cli.demo_stages import ANSWER, ROOMY, Plan
 from longtake.cli.environment import restart
 from longtake.errors import UserError
 from longtake.eval import command as evaluation
@@ -31,7 +31,7 @@ from longtake.log.folder import machine, versions
 from longtake.maths.stats import paired_difference, share
 from longtake.recipes import grpo
 from longtake.train.adapter_settings import Adapter
-from longtake.train.memory import PrefixGradient
+from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Optim
 
 RESULT = demo.RESULTS / "learning.json"
@@ -70,11 +70,13 @@ def training(plan: Plan, mode: Mode, rate: float, steps: int, out: Path) -> grpo
     """The demo's GRPO in this mode."""
     medium = read_json(plan.out / "difficulty" / "summary.json")["medium"]
     adapter = Adapter() if mode.kind == "full" else Adapter(kind=mode.kind, rank=RANK)
+    back = mode.kind != "alora" and mode.gradient != "none"  # else nothing is kept for a backward through the prefix
     return grpo.Config(
         rows=plan.out / "difficulty" / "medium.jsonl", model=str(plan.out / "sft" / "model"), out=out,
         seed=plan.seed + mode.apart, steps=steps, questions=min(16, medium), group_size=8, max_tokens=ANSWER,
         video=plan.video(16, 32, 64, 64), optim=Optim(lr=rate, warmup=0, betas=(0.9, 0.95)),
         adapter=adapter, prefix_gradient=mode.gradient,
+        memory=ROOMY if back else Memory(answer_tokens=ROOMY.answer_tokens),
     )  # fmt: skip
 
 

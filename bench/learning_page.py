@@ -11,6 +11,8 @@ from bench.learning_plot import LINES, SMOOTH, title
 
 PAGE, FIGURE = "docs/learning.md", "docs/learning.svg"
 NAMES = {mode: name for mode, name, *_ in LINES}
+CHEAP = ("none", "quarter", "alora")
+WAYS = ("sampled", "greedy")
 KINDS = {"lora": "LoRA", "alora": "aLoRA"}
 
 
@@ -32,10 +34,19 @@ def write(measured: Mapping[str, Any]) -> None:
         (readme.ROOT / name).write_text(text, encoding="utf-8")
 
 
-def verdict(estimate: Mapping[str, Any]) -> str:
-    """What an interval of a difference allows to say."""
+def verdict(estimate: Mapping[str, Any], apart: float) -> str:
+    """What a difference allows to say; `apart` is how far two exact runs are from each other."""
     low, high = estimate["interval"]
-    return "more right" if low > 0 else "fewer right" if high < 0 else "no difference seen"
+    if low <= 0 <= high:
+        return "no difference seen"
+    within = ", within what two exact runs differ by" if abs(estimate["difference"]) <= apart else ""
+    return ("more right" if low > 0 else "fewer right") + within
+
+
+def repeats(measured: Mapping[str, Any], way: str) -> list[float]:
+    """Of every seed how far two exact runs with other draws are from each other in accuracy."""
+    every = [one for one in measured["differences"] if one["mode"] == "repeat" and len(one["seeds"]) == 1]
+    return [abs(one[way]["difference"]) for one in every]
 
 
 def between(estimate: Mapping[str, Any]) -> str:
@@ -54,24 +65,35 @@ def pooled(measured: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def reading(measured: Mapping[str, Any]) -> str:
-    """One sentence for every comparison, over all seeds."""
-    said = []
+    """The answer as far as it goes, and one sentence for every comparison, over all seeds."""
+    apart = {way: max(repeats(measured, way)) for way in WAYS}
+    worse, said = [], []
     for one in pooled(measured):
-        told = f"sampled {between(one['sampled'])}: {verdict(one['sampled'])}"
-        told += f"; greedy {between(one['greedy'])}: {verdict(one['greedy'])}"
+        if one["mode"] == "repeat":
+            continue
+        found = {way: verdict(one[way], apart[way]) for way in WAYS}
+        told = "; ".join(f"{way} {between(one[way])}: {found[way]}" for way in WAYS)
         said.append(f"- **{NAMES[one['mode']]}** against {NAMES[one['against']]}: {told}.")
-    return "\n".join(said)
+        if one["mode"] in CHEAP and one["against"] == "exact" and "fewer right" in found.values():
+            worse.append(NAMES[one["mode"]])
+    answer = f"Seen to learn worse than exact: {', '.join(worse)}."
+    if not worse:
+        answer = (
+            f"None of {', '.join(NAMES[mode] for mode in CHEAP)} was seen to learn worse than exact: "
+            "no loss is both sure on these questions and larger than what two exact runs differ by."
+        )
+    scale = "; ".join(f"{way} {' and '.join(map(readme.share, repeats(measured, way)))}" for way in WAYS)
+    seeds = " and ".join(map(str, seeds_of(measured)))
+    chance = f"Two exact runs that share start and setting but not draws are apart by (points, seed {seeds}) {scale}."
+    return "\n".join([f"{answer} {chance}", "", *said])
 
 
 def differences(measured: Mapping[str, Any]) -> str:
     """A line for every comparison and seed."""
-    rows = ["| | seed | sampled [95 %] | | greedy [95 %] | |", "|---|---|---:|---|---:|---|"]
+    rows = ["| | seed | sampled [95 %] | greedy [95 %] |", "|---|---|---:|---:|"]
     for one in measured["differences"]:
-        seeds = " and ".join(map(str, one["seeds"]))
-        cells = [f"{NAMES[one['mode']]} − {NAMES[one['against']]}", seeds]
-        for way in ("sampled", "greedy"):
-            cells += [between(one[way]), verdict(one[way])]
-        rows.append("| " + " | ".join(cells) + " |")
+        cells = [f"{NAMES[one['mode']]} − {NAMES[one['against']]}", " and ".join(map(str, one["seeds"]))]
+        rows.append("| " + " | ".join([*cells, *(between(one[way]) for way in WAYS)]) + " |")
     return "\n".join(rows)
 
 
@@ -92,7 +114,7 @@ def table(measured: Mapping[str, Any]) -> str:
 
 
 def _row(front: Sequence[str], judged: Mapping[str, Any], back: Sequence[str]) -> str:
-    shares = [readme.share(judged[way]) for way in ("sampled", "greedy")]
+    shares = [readme.share(judged[way]) for way in WAYS]
     return "| " + " | ".join([*front, *shares, f"{judged['length']:.0f}", *back]) + " |"
 
 

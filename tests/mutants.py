@@ -23,11 +23,11 @@ import torch
 import torch.testing
 import torch.utils.checkpoint
 from hypothesis import strategies
-from tests import mutants_core, mutants_loop, mutants_prefix, mutants_table
+from tests import mutants_answers, mutants_core, mutants_loop, mutants_prefix, mutants_table
 from tests.mutants_table import Mutant
 
 ROOT = Path(__file__).parent.parent
-TABLES = (mutants_loop, mutants_prefix, mutants_core, mutants_table)  # slow ones first: two workers end together
+TABLES = (mutants_loop, mutants_answers, mutants_prefix, mutants_core, mutants_table)  # the slowest first
 MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
 TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
 QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]
@@ -85,7 +85,9 @@ def run(mutant: Mutant | None) -> Outcome:
 def warm_up() -> None:
     """What every child would otherwise load or compute for itself: the first use of hypothesis alone takes a second."""
     torch.set_num_threads(1)
-    hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.generate], report_multiple_bugs=False)
+    hypothesis.settings.register_profile(
+        "mutants", phases=[hypothesis.Phase.generate], report_multiple_bugs=False, derandomize=True, deadline=None
+    )
     hypothesis.settings.load_profile("mutants")  # tests inherit it when they are imported: the first failure will do
 
     @hypothesis.settings(max_examples=2, deadline=None, database=None)
@@ -103,9 +105,10 @@ def warm_up() -> None:
 
 
 def network() -> None:
-    """One pass of a tiny network, for what transformers loads at first use."""
+    """One pass of a tiny network, for what transformers and peft load at first use."""
     from tests.models import tiny
 
+    from longtake.models.adapters import add_adapter
     from longtake.models.qwen3_vl import Qwen3VL
 
     words = tiny.tokenizer()
@@ -113,6 +116,7 @@ def network() -> None:
     with torch.no_grad():
         model.encode([tiny.film(0, 2)])
         model.prompt(tiny.ask(), None, None)
+    add_adapter(model, "lora", 4, 8.0)
 
 
 def main(wanted: str = "") -> int:

@@ -77,7 +77,7 @@ ATTENTION = breaks(
         "no backward for answers that learn nothing",
     ),
     ("out, lse = given.known or _forward(", "out, lse = _forward(", "a kept forward computed again"),
-    ("torch.promote_types(x.dtype, torch.float32)", "x.dtype", "sums of answers' shares in bfloat16"),
+    ("x.new_empty(x.shape, dtype=lse.dtype)", "x.new_empty(x.shape)", "sums of answers' shares in bfloat16"),
     ("x if x.stride(-1) == 1 else x.contiguous()", "x", "strided heads to the kernel"),
 )
 
@@ -204,7 +204,6 @@ PACK = breaks(
         "first = last",
         "the prefix, not the header, predicts the first token",
     ),
-    ("list(range(len(self.ids) + lead, len", "list(range(len(self.ids), len", "the header is predicted as well"),
     ("int(prompt.position_3P.max()) + 1", "int(prompt.position_3P[0, -1]) + 1", "positions go on from the last token"),
     (
         "(next_position + torch.arange(len(fed) - lead))",

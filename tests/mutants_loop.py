@@ -1,47 +1,69 @@
-"""Breaks of the training loops, the engine and what feeds them; most must show in the plain twins of a step."""
+"""Breaks of the training loops; most must show in the plain twins of a step. See mutants_table."""
 
 from __future__ import annotations
 
 from tests.mutants_table import breaks
 
-TWIN = ("recipes/test_twin.py",)
+TWIN = "recipes/test_twin.py"
+OFF = f"{TWIN}::test_a_policy_step_is_what_plain_loops_make_of_it"
+ON = f"{TWIN}::test_one_forward_is_what_plain_loops_make_of_it"
+DRAWS = f"{TWIN}::test_no_two_answers_share_their_randomness"
+REFILLS = f"{TWIN}::test_refills_end_when_enough_groups_differ_and_no_more_are_learned_from"
+PREFIXES = f"{TWIN}::test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix"
+TAUGHT = f"{TWIN}::test_a_supervised_step_is_what_plain_loops_make_of_it"
+BAD = f"{TWIN}::test_five_steps_without_a_finite_gradient_end_the_run"
+CHECK = "train/test_selfcheck.py"
 TESTS = {  # which tests must notice a break in which file
-    "engines/local.py": TWIN,
     "eval/command.py": ("eval/test_looks.py",),
-    "recipes/difficulty.py": TWIN,
-    "recipes/grpo.py": TWIN,
-    "recipes/sft.py": TWIN,
-    "runtime/features.py": ("runtime/test_features.py::test_films_go_through_the_tower_a_few_pixels_at_a_time", *TWIN),
+    "recipes/difficulty.py": (f"{TWIN}::test_difficulty_counts_right_answers_at_its_temperature",),
+    "recipes/grpo.py": (f"{ON}[dr_grpo-layers]", f"{ON}[longtake-graph]", OFF, DRAWS, REFILLS),
+    "recipes/sft.py": (TAUGHT,),
     "train/keys.py": ("train/test_keys.py",),
-    "train/policy.py": ("train/test_policy.py", *TWIN),
-    "train/session.py": TWIN,
-    "train/step.py": ("train/test_step.py::test_five_steps_without_a_finite_gradient_end_the_run", *TWIN),
-    "train/supervised.py": TWIN,
+    "train/policy.py": ("train/test_policy.py", f"{ON}[longtake-graph]", PREFIXES, f"{OFF}[longtake]", DRAWS, REFILLS),
+    "train/selfcheck.py": (
+        f"{CHECK}::test_paths_that_agree[full-layers-24]",
+        f"{CHECK}::test_paths_that_agree[alora-graph-2048]",
+        f"{CHECK}::test_a_wrong_value_alone_is_found[full]",
+        f"{CHECK}::test_a_wrong_gradient_is_found[full]",
+    ),
+    "train/session.py": (TAUGHT, PREFIXES, BAD),
+    "train/step.py": ("train/test_step.py", TAUGHT, f"{ON}[dr_grpo-layers]"),
+    "train/supervised.py": (TAUGHT,),
 }
 
 GRPO = breaks(
     "recipes/grpo.py",
-    ("bad = count_bad(norm, bad)", "bad = 0", "bad steps for ever"),
-    ("temperature=config.temperature,", "temperature=1.0,", "the update forgets the temperature"),
+    ("on_policy, config.temperature)", "on_policy)", "the update forgets the temperature"),
     ("(config.temperature,) * config.group_size", "(1.0,) * config.group_size", "sampling forgets the temperature"),
-    ("optim.rate(step, config.steps)", "optim.lr", "no schedule"),
-    ("optim.rate(step, config.steps)", "optim.rate(step + 1, config.steps)", "the schedule one step ahead"),
-    ("max_norm=optim.max_grad_norm", "max_norm=1e9", "no clip of the gradient's norm"),
-    ("count=weights.count", "count=1.0", "the summed gradient undivided"),
-    ("max_tokens=config.max_tokens\n", "max_tokens=1\n", "Dr. GRPO's constant"),
     ("on_policy = config.epochs == config.minibatches == 1", "on_policy = True", "no ratio in later passes"),
-    ("overlong(kept, config.max_tokens, config.overlong)", "overlong(kept, config.max_tokens, 0)", "no length penalty"),
-    ("config.epochs, config.minibatches\n", "1, config.minibatches\n", "one pass"),
-    ("config.epochs, config.minibatches\n", "config.epochs, 1\n", "one mini-batch"),
-    ("max_tokens, config.seed,", "max_tokens, 0,", "the seed forgotten"),
+    ("if on_policy and algorithm.scale else", "if algorithm.scale else", "one pass whatever was asked for"),
+    ("algorithm.centred(policy.shaped(part", "algorithm.advantage(policy.shaped(part", "scaled by batches as well"),
+    (
+        "algorithm.centred(policy.shaped(part, config.max_tokens, config.overlong))",
+        "algorithm.centred(part.reward_NG)",
+        "no length penalty",
+    ),
+    ("algorithm.scale(policy.shaped(kept", "algorithm.scale(policy.shaped(part", "the last batch's scale"),
+    (
+        "reward_NG = policy.shaped(kept, config.max_tokens, config.overlong)",
+        "reward_NG = kept.reward_NG",
+        "no length penalty off-policy",
+    ),
+    ("session.step(count / scale,", "session.step(count * scale,", "the scale upside down"),
+    ("session.step(count / scale,", "session.step(count,", "the scale forgotten"),
+    ("count += weights.count", "count = weights.count", "the last batch's count"),
+    ("session.step(weights.count,", "session.step(1.0,", "the summed gradient undivided"),
+    ("max_tokens=config.max_tokens\n", "max_tokens=1\n", "Dr. GRPO's constant"),
+    ("max_tokens=config.max_tokens)\n", "max_tokens=1)\n", "Dr. GRPO's constant off-policy"),
+    ("config.epochs, config.minibatches):", "1, config.minibatches):", "one pass"),
+    ("config.epochs, config.minibatches):", "config.epochs, 1):", "one mini-batch"),
+    ("config.questions - len(kept.looks)", "config.questions", "refills beyond a step's groups"),
+    ("config.memory.row_tokens, config.seed,", "config.memory.row_tokens, 0,", "the seed forgotten"),
 )
 
 SFT = breaks(
     "recipes/sft.py",
-    ("bad = count_bad(norm, bad)", "bad = 0", "bad steps for ever"),
-    ("optim.rate(step, config.steps)", "optim.lr", "no schedule"),
-    ("max_norm=optim.max_grad_norm", "max_norm=1e9", "no clip of the gradient's norm"),
-    ("count=count", "count=1.0", "the summed gradient undivided"),
+    ("session.step(count, optim", "session.step(1.0, optim", "the summed gradient undivided"),
     ("taken=session.progress.taken + len(batch)", "taken=session.progress.taken + 1", "the walk over rows"),
     ("shuffle=config.shuffle", "shuffle=True", "always shuffled"),
 )
@@ -64,26 +86,26 @@ EVAL = breaks(
 
 STEP = breaks(
     "train/step.py",
-    ("row.target_R, temperature=temperature)", "row.target_R, temperature=1.0)", "the temperature forgotten"),
-    (
-        "hidden_TE[row.predict_R]",
-        "hidden_TE.detach()[row.predict_R] * 0.5 + hidden_TE[row.predict_R] * 0.5",
-        "value right, half the gradient",
-    ),
-    ("if on_policy else row.old_logprob_R", "", "the ratio is always 1"),
+    ("temperature=objective.temperature", "temperature=1.0", "the temperature forgotten"),
+    ("terms.total.backward()", "(terms.total / 2).backward()", "value right, half the gradient"),
+    ("if objective.on_policy else row.old_logprob_R", "", "the ratio is always 1"),
+    ("for part in parts:", "for part in parts[:1]:", "answers beyond the first run lost"),
+    ("sums += _answers(", "sums = _answers(", "the last run's sums"),
+    ("finish(model, made, scale", "finish(model, made, 1.0", "the scale of prefixes forgotten"),
+    ("return 1 / p if", "return 1.0 if", "1/p forgotten"),
+    ("< p * 2**63", "< p * 2**64", "prefixes drawn twice as often"),
+    ('(self.seed, "prefix gradient", *key)', '("prefix gradient", *key)', "the same prefixes under every seed"),
+    ('self.keep if self.scale(*key) else "nothing"', "self.keep", "room for a backward that does not come"),
+    ("torch.where(row.weight_R != 0, scored.entropy_R, 0)", "scored.entropy_R", "entropy of tokens out of the loss"),
     ("gradient.div_(count)", "gradient.div_(1.0)", "the summed gradient undivided"),
     ('group["lr"] = lr', "pass", "the optimizer's first rate for ever"),
-    ("clip_grad_norm_(params, max_norm)", "clip_grad_norm_(params[:3], max_norm)", "some weights clipped"),
+    ("clip_grad_norm_(params, max_norm)", "clip_grad_norm_(params[:1], max_norm)", "some weights clipped"),
     ("optimizer.zero_grad(set_to_none=True)", "", "gradients of the step before"),
     ("betas=betas", "betas=(0.9, 0.999)", "torch's own betas"),
     ("weight_decay=weight_decay", "weight_decay=0.01", "torch's own decay"),
     ("0 if math.isfinite(norm) else bad + 1", "bad if math.isfinite(norm) else bad + 1", "bad steps never forgiven"),
     ("if bad >= MOST_BAD", "if bad > MOST_BAD", "one bad step more"),
-    (
-        "if run and sum(map(length, run)) + length(item) > budget:\n            yield run\n",
-        "if run and sum(map(length, run)) + length(item) > budget:\n            pass\n",
-        "rows that do not fit are lost",
-    ),
+    ("budget:\n            yield run\n", "budget:\n            pass\n", "rows that do not fit are lost"),
 )
 
 POLICY = breaks(
@@ -108,20 +130,27 @@ POLICY = breaks(
         "[True for place in range(len(mixed.looks))]",
         "refills beyond a step's groups",
     ),
-    ('(self.seed, "answers", step, draw)', '(self.seed, "answers", step)', "a refill repeats its answers"),
-    ('(self.seed, "answers", step, draw)', '(self.seed, "answers", draw)', "every step repeats its answers"),
-    ("advantages(kept, algorithm, penalty_NG)\n", "advantages(kept, algorithm, None)\n", "the penalty forgotten"),
+    ('"answers", session.progress.step, number)', '"answers", session.progress.step)', "a refill repeats its answers"),
+    ('"answers", session.progress.step, number)', '"answers", number)', "every step repeats its answers"),
     ("advantage_NG[start : start + size]", "algorithm.advantage(part.reward_NG)", "advantages of a mini-batch"),
-    ("answered.reward_NG + penalty_NG", "answered.reward_NG - penalty_NG", "length rewarded"),
+    ("answered.reward_NG + overlong_penalty", "answered.reward_NG - overlong_penalty", "length rewarded"),
     (
-        "[[weight] * len(answer.ids) for weight, answer in zip(own,",
-        "[[weight] * len(answer.ids) for weight, answer in zip(own[::-1],",
+        "zip(weight_G, group.answers, strict=True)]",
+        "zip(weight_G[::-1], group.answers, strict=True)]",
         "weights of other answers",
     ),
-    ("on_policy=on_policy, temperature=temperature)", "on_policy=on_policy)", "the temperature forgotten"),
-    ("asked = new if asked is None else asked + new", "asked = new", "what was asked before a refill is lost"),
-    ("taken += self.count", "taken += 0", "the same questions again"),
-    ("if len(differing(asked).looks) >= self.count", "if len(asked.looks) >= self.count", "no refill"),
+    ("taken=taken + self.count", "taken=taken", "the same questions again"),
+    ("found += len(differing(new).looks)", "found += len(new.looks)", "no refill"),
+    ("if found >= self.count", "if found > self.count", "a refill too many"),
+    ("kept.made, scale)", "kept.made)", "the scale of kept prefixes forgotten"),
+    ("session.passes, scale=scale)", "session.passes)", "the scale of prefixes forgotten"),
+    ("(session.progress.step, kept.groups[0]", "(kept.groups[0]", "every step draws the same prefixes"),
+    (
+        "if not any(id(group) in learned for group in kept.groups):",
+        "if False:",
+        "prefills of dropped groups go through",
+    ),
+    ("passes.kept(step, prompts[0].id)", "passes.keep", "room for a backward that does not come"),
     (
         "known = [own for own in right_N if None not in own]",
         "known = right_N",
@@ -148,11 +177,32 @@ KEYS = breaks(
     ("_order(seed, epoch, count)[item] if shuffle else item", "_order(seed, epoch, count)[item]", "always shuffled"),
 )
 
+SELFCHECK = breaks(
+    "train/selfcheck.py",
+    ("share <= bound and found", "found", "a wrong gradient passes"),
+    ("share <= bound and found.logprob <= 10 * bound", "share <= bound", "wrong values pass"),
+    ("torch.float64: 1e-9", "torch.float64: 1.0", "a bound for everything"),
+    ("share = left / norm if norm else 0.0", "share = 0.0", "gradients not compared"),
+    ("    _clear(params)\n    share", "    share", "what is left of the check goes into the first step"),
+    ("keep_P[PROMPT - end : count - end]", "keep_P[PROMPT - end : count - end + 1]", "a token more cut than said"),
+    ("if len(answer)][:ANSWERS]", "if len(answer)]", "more answers than said"),
+)
+
 SESSION = breaks(
     "train/session.py",
     ("optim.betas, optim.weight_decay", "(0.9, 0.999), optim.weight_decay", "betas do not reach the optimizer"),
     ("optim.betas, optim.weight_decay", "optim.betas, 0.0", "the decay does not reach the optimizer"),
+    ("optim.rate(self.progress.step, steps)", "optim.lr", "no schedule"),
+    (
+        "optim.rate(self.progress.step, steps)",
+        "optim.rate(self.progress.step + 1, steps)",
+        "the schedule one step ahead",
+    ),
+    ("max_norm=optim.max_grad_norm", "max_norm=1e9", "no clip of the gradient's norm"),
+    ("self.bad = count_bad(norm, self.bad)", "self.bad = 0", "bad steps for ever"),
     ("part.requires_grad_(train_vision)", "part.requires_grad_(True)", "the tower is always trained"),
+    ("through, config.seed)", "through, 0)", "the seed forgotten for prefixes"),
+    ("through, config.seed)", "1.0, config.seed)", "every prefix has its gradient"),
 )
 
 SUPERVISED = breaks(
@@ -170,38 +220,4 @@ SUPERVISED = breaks(
     ("[each.weights for each in run]", "[[[1.0] * len(ids) for ids in each.ids] for each in run]", "no weights"),
 )
 
-ENGINE = breaks(
-    "engines/local.py",
-    ("int(p.position_3P.max()) + 1 for", "int(p.position_3P.max()) for", "positions of answers one too low"),
-    ("(position + step).expand", "(position + step + 1).expand", "positions one too high after the first token"),
-    ("(chance_A * share_AV[:, -1])[:, None]", "(0.5 * share_AV[:, -1])[:, None]", "the draw forgotten"),
-    ("chance_At[:, step])", "chance_At[:, 0])", "one draw an answer"),
-    ("if token in self.model.end_ids", "if token == self.model.end_ids[0]", "answers not cut at their end token"),
-    ("kept[:-1] if end else kept", "kept", "the end token in the text"),
-    (
-        "(logits / torch.where(heat_A1 > 0, heat_A1, 1)).log_softmax",
-        "logits.log_softmax",
-        "log-probabilities at temperature 1",
-    ),
-    ("logits_AV.double() / heat_A1.clamp(min=1e-6)", "logits_AV.double()", "drawn at temperature 1"),
-    ("Philox(key=draw.seed)", "Philox(key=len(draws))", "the seed forgotten"),
-    ("repeat_interleave(per_prompt, 0)\n", "repeat(per_prompt, 1)\n", "answers dealt in turn"),
-    ("for prompt in prompts]).cumsum(0) - 1", "for prompt in prompts]).cumsum(0) - 2", "the token before the last"),
-    ('"stop" if end else "length"', '"length"', "who ended is not known"),
-)
-
-FEATURES = breaks(
-    "runtime/features.py",
-    (
-        "torch.cat([film.level_LNE for film in films], dim=1)",
-        "torch.cat([film.level_LNE for film in films[::-1]], dim=1)",
-        "films in the wrong order",
-    ),
-    ("embed_TE = model.embed(ids_T)\n", "embed_TE = model.embed(ids_T).detach()\n", "no gradient into embeddings"),
-    ("level_LNE[1:] if len(level_LNE) > 1 else None", "None", "no DeepStack"),
-    ("index_copy(0, place_N, level_LNE[0])", "index_copy(0, place_N, level_LNE[-1])", "another level's features"),
-    ("pixels + request.pixels > MOST_PIXELS", "pixels > MOST_PIXELS", "a film too many in a chunk"),
-    ("run, pixels = [], 0", "run = []", "pixels that are never forgotten"),
-)
-
-MUTANTS = GRPO + SFT + DIFFICULTY + EVAL + STEP + POLICY + KEYS + SESSION + SUPERVISED + ENGINE + FEATURES
+MUTANTS = GRPO + SFT + DIFFICULTY + EVAL + STEP + POLICY + KEYS + SELFCHECK + SESSION + SUPERVISED

@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 import torch
 from bench import h200, h200_bench
-from bench.h200_bench import CAPS, Bench, next_size
+from bench.h200_bench import CAPPED, CAPS, Bench, next_size
 from bench.h200_net import TINY
 from bench.h200_step import MODES
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {"mode", "family", "frames", "prefix", "answer", "G", "update_s", "step_s", "phases", "peak_mb", "runs"}
-SAME = ("encode_once", "exact", "exact_layers", "exact_host")  # one gradient
+SAME = ("encode_once", "exact", "exact_layers", "exact_attention", "exact_host")  # one gradient
 AGREE = 1e-5  # relative, of norms in float32
 PARTS = {  # seconds of an update; the rollout's are before them
     "encode_once": {"policy", "optimizer"},
     "exact": {"prefill", "answers", "prefix_backward", "optimizer"},
     "exact_layers": {"prefill", "answers", "prefix_backward", "optimizer"},
+    "exact_attention": {"prefill", "answers", "prefix_backward", "optimizer"},
     "exact_host": {"prefill", "answers", "prefix_backward", "optimizer"},
     "no_prefix_gradient": {"answers", "optimizer"},
     "alora": {"answers", "optimizer"},
@@ -74,7 +75,7 @@ def test_numbers_are_those_of_the_twins(results: dict[str, Any]) -> None:
 def test_every_cap_has_the_largest_frame_count_of_every_mode(results: dict[str, Any]) -> None:
     """Without a limit on the processor the largest of all fits, and less memory that fits need not be tried again."""
     found = {(row["cap_gb"], row["mode"]): row["frames"] for row in results["rows"] if row["cap_gb"]}
-    assert found == {(cap, mode): 16 for cap in CAPS for mode in MODES}
+    assert found == {(cap, mode): 16 for cap in CAPS for mode in CAPPED}
     assert {row["cap_gb"] for row in results["trials"]} == {min(CAPS)}
 
 
@@ -91,6 +92,18 @@ def test_a_call_stops_when_its_time_is_up(tmp_path: Path, capsys: pytest.Capture
     assert "time is up before tower/8" in capsys.readouterr().out
     assert h200.main(call) == 0
     assert [row["frames"] for row in json.loads((tmp_path / "a.json").read_text())["tower"]] == [4, 8]
+
+
+def test_results_of_another_machine_are_not_mixed(
+    measured: Path, results: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, mine = tmp_path / "other.json", tmp_path / "mine.json"
+    other.write_text(json.dumps(results | {"machine": {"gpus": [{"name": "NVIDIA H200", "gib": 139.7}]}}))
+    with pytest.raises(SystemExit):
+        h200.main(["--tiny", "--out", str(other)])
+    assert "is of another machine" in capsys.readouterr().err
+    assert not h200.opened(mine, "cpu", other)["rows"]
+    assert h200.opened(mine, "cpu", measured)["rows"] == results["rows"]
 
 
 def bench(results: dict[str, Any]) -> Bench:

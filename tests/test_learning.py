@@ -20,7 +20,7 @@ from longtake.recipes import grpo
 SEEDS = (3, 5)
 STEPS = 40
 ASKED = 10
-RIGHT = {"start": 4, "exact": 8, "repeat": 8, "none": 8, "quarter": 8, "lora": 8, "alora": 2}  # sampled; greedy: 1 more
+RIGHT = {"start": 4, "exact": 8, "repeat": 7, "none": 8, "quarter": 8, "lora": 8, "alora": 2}  # sampled; greedy: 1 more
 TUNED = {
     "seed": 3,
     "steps": 20,
@@ -111,26 +111,46 @@ def test_outcomes_that_are_no_pairs_are_refused(out: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("interval", "said"),
-    [([-0.03, 0.01], "no difference seen"), ([0.01, 0.03], "more right"), ([-0.03, -0.01], "fewer right"),
-     ([0.0, 0.02], "no difference seen")],
-)  # fmt: skip
-def test_what_an_interval_allows_to_say(interval: list[float], said: str) -> None:
-    assert learning_page.verdict({"interval": interval}) == said
+    ("difference", "interval", "said"),
+    [
+        (-0.01, [-0.03, 0.01], "no difference seen"),
+        (0.01, [0.0, 0.02], "no difference seen"),
+        (0.06, [0.01, 0.11], "more right"),
+        (-0.06, [-0.11, -0.01], "fewer right"),
+        (-0.05, [-0.08, -0.02], "fewer right, within what two exact runs differ by"),
+    ],
+)
+def test_what_a_difference_allows_to_say(difference: float, interval: list[float], said: str) -> None:
+    assert learning_page.verdict({"difference": difference, "interval": interval}, 0.05) == said
 
 
 def test_the_text_tells_every_comparison(measured: dict[str, Any]) -> None:
-    lines = learning_page.reading(measured).splitlines()
-    assert len(lines) == len(COMPARED)
+    answer, _, *lines = learning_page.reading(measured).splitlines()
+    assert len(lines) == len(COMPARED) - 1
     assert "**aLoRA** against exact: sampled -60.0 [" in lines[3]
-    assert lines[3].count("fewer right") == 2
+    assert lines[3].count("fewer right;") == lines[3].count("fewer right.") == 1
     assert lines[0].count("no difference seen") == 2
+    assert answer.startswith("Seen to learn worse than exact: aLoRA. Two exact runs")
+    assert answer.endswith("apart by (points, seed 3 and 5) sampled 10.0 and 10.0; greedy 10.0 and 10.0.")
+    assert len(learning_page.differences(measured).splitlines()) == 2 + 3 * len(COMPARED)
     rows = learning_page.table(measured).splitlines()
     assert len(rows) == 2 + len(SEEDS) * (1 + len(MODES))
     assert rows[3] == "| 3 | exact | 0.0003 | 0.695 | 0.795 | 80.0 | 90.0 | 30 | 2.00 | 1.00 |"
     setting = learning_page.setting(measured)
     assert "LoRA: 0.001 → 0.500, 0.003 → 0.400; aLoRA: 0.001 → 0.500, 0.003 → 0.600" in setting
     assert f"GRPO for {STEPS} steps" in setting
+
+
+def test_what_two_exact_runs_differ_by_too_is_not_called_worse(measured: dict[str, Any]) -> None:
+    far = {**measured, "differences": [further(one) for one in measured["differences"]]}
+    assert learning_page.reading(far).startswith("None of none, p = ¼, aLoRA was seen to learn worse")
+
+
+def further(one: dict[str, Any]) -> dict[str, Any]:
+    """A comparison; the two exact runs are as far apart as aLoRA is from exact."""
+    if one["mode"] != "repeat":
+        return one
+    return one | {way: one[way] | {"difference": -0.6} for way in ("sampled", "greedy")}
 
 
 def test_a_page_follows_its_numbers(measured: dict[str, Any]) -> None:
@@ -195,5 +215,7 @@ def test_modes_are_what_they_are_called(tmp_path: Path) -> None:
         "lora": ("lora", "exact"), "alora": ("alora", "exact"),
     }  # fmt: skip
     assert {name for name, one in made.items() if one.seed != 7} == {"repeat"}
+    for one in made.values():
+        one.memory.check(one.adapter.kind, one.prefix_gradient)
     assert {one.adapter.rank for one in made.values() if one.adapter.kind != "full"} == {learning.RANK}
     assert {name for name, *_ in learning_plot.LINES} == {mode.name for mode in MODES}

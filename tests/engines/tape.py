@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique")
+WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "lift_fresh")  # the last: a copy from the host
 
 
 class _Watch(TorchDispatchMode):

@@ -68,12 +68,12 @@ def multiplied(keep: str, answer_tokens: int = 10**6, tokens_of_tile: int = 10**
             score_tokens(model.head, extend(model, made, part), part.target_R).logprob_R.sum().backward()
         counts.append(counter.flop)
         if keep != "nothing":
-            finish(model, made)
+            finish(model, made, tile=tokens_of_tile)
         counts.append(counter.flop)
     return counts[0], counts[1] - counts[0], counts[2] - counts[1]
 
 
-@pytest.mark.parametrize("keep", ["graph", "layers", "nothing"])
+@pytest.mark.parametrize("keep", ["graph", "attention", "layers", "nothing"])
 def test_a_step_multiplies_what_is_counted(keep: str) -> None:
     way = Way("exact" if keep != "nothing" else "none", keep)
     counted, found = multiplied(keep), predict(SHAPE, WORK, way, FLOPS)
@@ -83,11 +83,18 @@ def test_a_step_multiplies_what_is_counted(keep: str) -> None:
     assert found.prefix_backward == pytest.approx(counted[2], rel=COUNTED)
 
 
-def test_tiles_are_multiplied_again() -> None:
-    counted = multiplied("layers", tokens_of_tile=64)
-    found = predict(SHAPE, WORK, Way("exact", "layers", tile=64), FLOPS)
+@pytest.mark.parametrize("keep", ["graph", "layers", "attention"])
+def test_tiles_are_multiplied_again(keep: str) -> None:
+    counted = multiplied(keep, tokens_of_tile=64)
+    found = predict(SHAPE, WORK, Way("exact", keep, tile=64), FLOPS)
     assert found.prefix_backward == pytest.approx(counted[2], rel=COUNTED)
-    assert found.prefix_backward > predict(SHAPE, WORK, Way("exact", "layers"), FLOPS).prefix_backward
+    assert found.prefix_backward > predict(SHAPE, WORK, Way("exact", keep), FLOPS).prefix_backward
+
+
+def test_kept_attention_is_not_computed_again() -> None:
+    pairs = replace(FREE, attend=Both(1.0, 1.0))
+    kept, again = (predict(SHAPE, WORK, Way("exact", keep), pairs).prefix_backward for keep in ("attention", "layers"))
+    assert again / kept == pytest.approx(3.5 / 2.5)
 
 
 def test_attention_counts_every_pair_once() -> None:

@@ -75,8 +75,12 @@ def test_a_prefill_keeps_what_is_counted() -> None:
     found = room(shape, Work(1, 80, 40), Way("exact", "layers", item=4, weight=4))
     assert found.kept == sum(call.hidden.nbytes for call in made.calls)
     kv = sum(x.nbytes for pair in made.kv for x in pair)
-    buffers = sum(x.nbytes for layer in range(3) for x in made.buffers(layer))
+    buffers = sum(x.nbytes for layer in range(3) for x in made.buffers(layer, once=False))
     assert found.kv == kv + buffers
+    seen = prefill(model, row, lambda: (model.embed(row.ids_T), None), "attention")
+    known = [x for call in seen.calls if call.known for x in call.known]
+    more = room(shape, Work(1, 80, 40), Way("exact", "attention", item=4, weight=4)).kept - found.kept
+    assert more == sum(x.nbytes for x in known)
     frozen = room(shape, Work(1, 80, 40), Way("none", "nothing", item=4, weight=4))
     assert (frozen.kept, frozen.kv, frozen.prefix_backward) == (0, kv, 0)
 
@@ -124,11 +128,11 @@ def test_the_largest_film_fits_and_one_frame_more_does_not() -> None:
 
 def test_the_fastest_way_that_fits_is_chosen() -> None:
     way = replace(LORA, answer_tokens=768)
-    chosen = [keep_for(SEVEN, longer(HOUR, frames), way, 80e9, 128e9) for frames in (100, 1200, 2000, 9000)]
-    assert chosen == ["graph", "layers", "host", "host"]
+    chosen = [keep_for(SEVEN, longer(HOUR, frames), way, 80e9, 128e9) for frames in (100, 900, 1400, 2000, 9000)]
+    assert chosen == ["graph", "attention", "layers", "host", "host"]
     assert keep_for(SEVEN, HOUR, replace(way, one_memory=True), 80e9, 80e9) == "layers", "there is no other place"
     assert keep_for(SEVEN, HOUR, replace(way, mode="none"), 80e9, 128e9) == "nothing"
-    assert keep_for(SEVEN, longer(HOUR, 100), way, 80e9, 128e9, films=5) == "layers"
+    assert keep_for(SEVEN, longer(HOUR, 100), way, 80e9, 128e9, films=9) == "attention"
 
 
 def test_savings_are_differences_and_what_trains_the_same_comes_first() -> None:

@@ -15,6 +15,7 @@ from longtake.recipes import difficulty, grpo, sft
 from longtake.train import policy, supervised
 from longtake.train.memory import Memory
 from longtake.train.settings import Optim
+from longtake.train.step import Passes
 
 EXACT = 1e-10
 HEAT, TOKENS, MARGIN, NORM, FLOOR = 0.7, 8, 5, 0.05, 0.1
@@ -134,11 +135,12 @@ def test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix(
     )
     assert len(calls) == 2 * 3 * epochs
     assert all(tokens for *_, tokens in calls)
-    assert {scale for scale, *_ in calls} == {0.0, 2.0}
-    steps = [[scale for scale, *_ in calls[at : at + 3 * epochs]] for at in (0, 3 * epochs)]
-    assert steps[0] != steps[1]
-    for scales in steps:
+    drawn = Passes(prefix_gradient=0.5, seed=6)
+    for step, at in enumerate((0, 3 * epochs)):
+        scales = [scale for scale, *_ in calls[at : at + 3 * epochs]]
         assert scales == scales[:3] * epochs
+        assert sorted(scales[:3]) == sorted(drawn.scale(step, name) for name in ("q0", "q1", "q3"))
+        assert {*scales} == {0.0, 2.0} or step
     if epochs == 1:
         assert [keep for _, keep, _ in calls] == ["graph" if scale else "nothing" for scale, *_ in calls]
 
@@ -175,6 +177,24 @@ def test_no_two_answers_share_their_randomness(made: Stage, tmp_path: Path) -> N
     assert len({draw.seed for draw in draws}) == len(draws)
     assert {draw.temperature for draw in draws} == {HEAT}
     assert made.made == []  # nothing to learn: no step is made
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_refills_end_when_enough_groups_differ_and_no_more_are_learned_from(
+    made: Stage, tmp_path: Path, epochs: int
+) -> None:
+    given = config(tmp_path, "dapo", steps=4, questions=2, refill=3, epochs=epochs, minibatches=1, overlong=0)
+    made.run(grpo, given)
+    more = 0
+    for step, answered in enumerate(made.answered):
+        differ = [len({score.reward for score in own}) > 1 for own in answered.scores]
+        assert len(differ) == next(n for n in (2, 4, 6, 8) if sum(differ[:n]) >= 2)
+        groups = [group for group, kept in zip(answered.groups, differ, strict=True) if kept]
+        more += len(groups) > 2
+        for update in made.made[epochs * step : epochs * (step + 1)]:
+            assert update.count == sum(len(answer.ids) for group in groups[:2] for answer in group.answers)
+    assert more
+    assert len(made.made) == 4 * epochs
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def plain(model, prompts, films, lengths):
     return losses, collect(model)
 
 
-def shared(model, prompts, films, lengths, keep, most=10**6, lead=0, tile=TILE):
+def shared(model, prompts, films, lengths, keep, most=10**6, *, lead=0, scale=1.0, tile=TILE):
     """The same by prefill, extend and finish."""
     for p in parameters(model).values():
         p.grad = None
@@ -129,14 +129,16 @@ def shared(model, prompts, films, lengths, keep, most=10**6, lead=0, tile=TILE):
             losses[answer] += one
         loss.sum().backward()
     if keep != "nothing":
-        finish(model, made, tile=tile)
+        finish(model, made, scale, tile)
     with pytest.raises(ValueError, match="no backward"):
         finish(model, made)
     return losses, collect(model)
 
 
 def same(got, want):
-    assert torch.allclose(torch.tensor(got[0]), torch.tensor(want[0]), rtol=0, atol=EXACT * max(map(abs, want[0])))
+    assert torch.allclose(
+        *(torch.tensor(x[0], dtype=torch.float64) for x in (got, want)), rtol=0, atol=EXACT * max(map(abs, want[0]))
+    )
     assert got[1].keys() == want[1].keys()
     for name, grad in want[1].items():
         assert (got[1][name] - grad).abs().max() <= EXACT * max(1.0, grad.abs().max().item()), name
@@ -173,14 +175,14 @@ def test_the_gradient_through_the_prefix_is_multiplied(case, keep):
         assert (many[name] - own - 2.5 * (grad - own)).abs().max() <= EXACT * max(1.0, many[name].abs().max()), name
 
 
-@pytest.mark.parametrize("keep", KEEPS)
-def test_a_tower_in_training_gets_its_gradient(case, keep):
+@pytest.mark.parametrize(("keep", "tile"), [("graph", TILE), ("layers", TILE), ("layers", 7)])
+def test_a_tower_in_training_gets_its_gradient(case, keep, tile):
     """On every level that any answer can see: not what is added after the last layer."""
     model, prompts, films, lengths = case
     if not films:
         pytest.skip("no film")
     found = []
-    for run in (plain, partial(shared, keep=keep)):
+    for run in (plain, partial(shared, keep=keep, tile=tile)):
         leaves = {name: Features(film.level_LNE.clone().requires_grad_()) for name, film in films.items()}
         run(model, prompts, leaves, lengths)
         found.append({name: film.level_LNE.grad for name, film in leaves.items()})
@@ -189,3 +191,13 @@ def test_a_tower_in_training_gets_its_gradient(case, keep):
     assert (got["a"] - want["a"]).abs().max() <= EXACT * want["a"].abs().max()
     assert want["b"] is None  # nobody answers about it
     assert got["b"] is None or not got["b"].any()
+
+
+def test_gradients_that_add_up_are_wider_than_half_precision():
+    model, (prompt, *_) = decoder("llama"), text_prompts()
+    model.text.bfloat16()
+    row = pack([prompt], [[]], [[]])
+    made = prefill(model, row, filler(model, row, {}), "layers")
+    for layer, (once, dtype) in enumerate(((False, torch.float32), (True, torch.bfloat16))):
+        assert {x.dtype for x in made.buffers(layer, once)} == {dtype}
+    assert made.ends_SE.dtype == torch.float32

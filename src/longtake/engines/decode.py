@@ -84,11 +84,11 @@ class Decode:
         own_k, own_v = self.own[layer]
         unseen_t = None
         for room, new in ((own_k, k), (own_v, v)):
-            token = new[0].transpose(0, 1)[:, :, None]  # [A, K, 1, D]
+            token = new[0].transpose(0, 1)  # [A, K, D]
             if self._place_1 is None:
-                room[:, :, self.at : self.at + 1] = token
+                room[:, :, self.at] = token
             else:
-                room.index_copy_(2, self._place_1, token)
+                room.index_copy_(2, self._place_1, token[:, :, None])
         if self._place_1 is None:
             own_k, own_v = own_k[:, :, : self.at + 1], own_v[:, :, : self.at + 1]
         else:

@@ -133,7 +133,8 @@ class Step:
     def _give_up(self, why: str) -> None:
         _plain.add(self._model.net)
         self._recorder = self._replay = None
-        self._say(f"decoding goes on without CUDA graphs, slower: {why.strip().splitlines()[0]}")
+        first = why.strip().partition("\n")[0]
+        self._say(f"decoding goes on without CUDA graphs, slower: {first}")
 
 
 class Cuda:

@@ -24,6 +24,7 @@ Mode = Literal["exact", "none", "alora", "per_answer", "per_answer_3pass", "enco
 WHOLE_ROWS = ("per_answer", "per_answer_3pass", "encode_once")  # one row [prefix | answer] for every answer
 SOURCE_FPS = 30  # of a film that is looked at once a second
 SLICE = 1024  # rows of logits at once (maths.logprob)
+THIN = 2.0  # products of small rank take about twice the time of their FLOP (measured on the CPU)
 WINDOWS = 1.08  # attention inside the vision tower, beside its matrix products
 
 
@@ -231,8 +232,8 @@ class _Pass:
         return self._layers(layers, row, 1) + self._linear(layers * self.shape.layer + last, row.tokens)
 
     def tiles(self, row: Tokens) -> float:
-        """What the backward of a long prefix computes again besides: a graph's MLPs (models.tiled), or queries, keys and
-        values of layers that are computed again anyway, twice (runtime.tiles).
+        """What the backward of a long prefix computes again besides: of a graph MLPs (models.tiled), of layers that are
+        computed again anyway queries, keys and values, twice (runtime.tiles).
         """
         if row.tokens <= self.way.tile:
             return 0.0
@@ -254,7 +255,7 @@ class _Pass:
     def _linear(self, weights: float, tokens: float) -> float:
         """Frozen weights need the gradient of their input alone; adapters are small matrices beside them."""
         frozen = self.way.adapter != "full"
-        share = self.way.learned(self.shape) / (self.shape.layers * self.shape.layer) if frozen else 0.0
+        share = THIN * self.way.learned(self.shape) / (self.shape.layers * self.shape.layer) if frozen else 0.0
         flop = (2 + 4 * share if frozen else 4) if self.backward else 2 + 2 * share
         return flop * weights * tokens / self._of(self.rates.linear)
 

@@ -101,7 +101,9 @@ def decode_attention(
     found = [level.read(own_q) for level in levels]
     found.append(_read(own_q, own_k, own_v, unseen))
     share = torch.stack([lse for _, lse in found]).softmax(0)
-    out = sum(part * own for (part, _), own in zip(found, share, strict=True))
+    out, *others = (part * own for (part, _), own in zip(found, share, strict=True))
+    for other in others:
+        out += other
     return out.to(q.dtype).reshape(answers, heads, 1, width)
 
 

@@ -34,7 +34,7 @@ class Saving:
 
 def knobs(work: Work, way: Way) -> Iterator[Knob]:
     """All that can be turned from here, by the names of the settings of `grpo`."""
-    if way.through and way.keep == "graph":
+    if way.through and way.keep in ("graph", "attention"):
         yield Knob("--memory.keep layers", True, work, replace(way, keep="layers"))
     if way.through and way.keep != "host":
         yield Knob("--memory.keep host", True, work, replace(way, keep="host"))

@@ -16,9 +16,10 @@ from longtake.maths.shapes import Shape
 WIDE = 4  # bytes: logits, gradients of keys and values, adapters and their gradients are float32
 USABLE = 0.94  # of a device's memory: the rest is the driver's and fragmentation
 MOST_FRAMES = 1 << 20
-SPREAD = 11  # tensors as wide as the queries in the backward of attention: the largest moment where MLPs are tiled
-# graphs of one layer that its backward needs at once, with the gradients on their way; measured on the CPU to 5 %
+# Working set of a layer's backward, measured on the CPU to 10 %: graphs of the layer with the gradients on their way;
+# beside what runs in tiles, tensors of all tokens as wide as the queries.
 AT_ONCE = {"nothing": 0.0, "graph": 1.0, "attention": 2.2, "layers": 2.2, "host": 2.2}
+SPREAD_GRAPH, SPREAD_TILES = 11, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,7 @@ def room(shape: Shape, work: Work, way: Way, films: int = 1) -> Room:
         frozen = shape.layers * shape.layer
         weights = frozen * way.weight + (shape.params - frozen) * item + learned * wide
         learning = learned * 3 * wide
-    tiled = tokens > way.tile
-    own = graph_bytes(shape, item, tiled=tiled)
-    tiles = way.tile * 4 * shape.inner * item if tiled else 0.0
-    spread = tokens * SPREAD * heads * item if tiled and keep != "nothing" else 0.0
+    own = graph_bytes(shape, item, tiled=tokens > way.tile)
     added = item if work.answers.tokens <= way.answer_tokens else wide  # one run of answers adds to nothing
     kv = films * tokens * shape.kv * (item + (added if keep != "nothing" else 0))
     inputs = films * tokens * shape.layers * shape.width * item
@@ -94,7 +92,7 @@ def room(shape: Shape, work: Work, way: Way, films: int = 1) -> Room:
         prefill=stream + min(tokens, way.tile) * item * 3 * shape.inner,
         generate=films * many * (work.answer * shape.kv * item + 4 * shape.vocab * WIDE),
         answers=asked * shape.layers * graph_bytes(shape, item, tiled=asked > way.tile) + logits,
-        prefix_backward=AT_ONCE[keep] * (tokens * own + tiles) + spread,
+        prefix_backward=_backward(shape, keep, tokens, way.tile, item),
         host=inputs if keep == "host" else 0.0,
     )
 
@@ -112,6 +110,17 @@ def graph_bytes(shape: Shape, item: float, *, tiled: bool) -> float:
     return item * (stream * shape.width + attention + (0 if tiled else 4 * shape.inner)) + shape.heads * WIDE
 
 
+def _backward(shape: Shape, keep: Keep, tokens: float, tile: int, item: float) -> float:
+    """Working set of one layer's backward."""
+    whole, heads = graph_bytes(shape, item, tiled=False), shape.heads * shape.head_width
+    if keep == "nothing" or tokens <= tile:
+        return AT_ONCE[keep] * tokens * whole
+    if keep == "graph":
+        mlp = tile * 4 * shape.inner * item
+        return tokens * (graph_bytes(shape, item, tiled=True) + SPREAD_GRAPH * heads * item) + mlp
+    return AT_ONCE[keep] * tile * whole + tokens * item * (SPREAD_TILES * heads + 2 * shape.width)
+
+
 def fits(shape: Shape, work: Work, way: Way, device: float, host: float, films: int = 1) -> bool:
     """Whether a step fits in `device` and `host` bytes."""
     need = room(shape, work, way, films)
@@ -123,6 +132,7 @@ def keep_for(shape: Shape, work: Work, way: Way, device: float, host: float, fil
     if way.through == 0:
         return "nothing"
     order: tuple[Keep, ...] = ("graph", "attention", "layers", "host")
+    order = order[:-1] if way.one_memory else order
     found = (keep for keep in order if fits(shape, work, replace(way, keep=keep), device, host, films))
     return next(found, order[-1])
 

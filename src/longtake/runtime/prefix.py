@@ -86,7 +86,7 @@ def prefill(model: Net, row: PrefixRow, inputs: Inputs, keep: Keep) -> Prefill:
     again) or "host" (layers' inputs in the host's memory).
     """
     again = keep in ("attention", "layers", "host")
-    top = Pass(model.layers, row.layout, note=again, outputs=keep == "attention")
+    top = Pass(model.layers, row.layout, note=again, outputs=keep == "attention", away=keep == "host")
     with torch.set_grad_enabled(keep == "graph"), top.hooked():
         embed_UE, deepstack = inputs()
         if deepstack is not None:  # the last layer's visual places are dead
@@ -103,9 +103,6 @@ def prefill(model: Net, row: PrefixRow, inputs: Inputs, keep: Keep) -> Prefill:
         return made
     made.visual_U = row.visual_T
     made.calls = top.calls
-    if keep == "host":
-        for call in made.calls:
-            call.hidden = _away(call.hidden)
     return made
 
 
@@ -239,13 +236,6 @@ def _gradients(made: Prefill, layer: int, scale: float) -> list[Tensor]:
 def _end_gradient(made: Prefill, scale: float) -> Tensor:
     found = made.ends_SE.grad
     return torch.zeros_like(made.ends_SE) if found is None else found * scale
-
-
-def _away(x: Tensor) -> Tensor:
-    """To the host: pinned, and without waiting for the copy (the copy back runs on the same stream)."""
-    if not x.is_cuda:
-        return x
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,10 @@ class Kept:
 class Pass(Kept):
     """The same for a whole pass, in which the last layer is called for the ends of segments alone."""
 
-    def __init__(self, layers: nn.ModuleList, layout: Layout, *, note: bool, outputs: bool) -> None:
-        """`note`: keep every layer's call in `calls`; `outputs`: and what its attention gave."""
+    def __init__(self, layers: nn.ModuleList, layout: Layout, *, note: bool, outputs: bool, away: bool) -> None:
+        """`note`: keep every layer's call in `calls`; `outputs`: and what its attention gave; `away`: on the host."""
         super().__init__(layout)
-        self.layers, self.note, self.outputs = layers, note, outputs
+        self.layers, self.note, self.outputs, self.away = layers, note, outputs, away
         self.calls: list[Call] = []
         self._met = 0
 
@@ -70,12 +70,20 @@ class Pass(Kept):
         (hidden,) = args
         self._met += 1
         if self.note:
-            self.calls.append(Call(hidden, {name: x for name, x in other.items() if name != "attention"}))
+            kept = _away(hidden) if self.away else hidden
+            self.calls.append(Call(kept, {name: x for name, x in other.items() if name != "attention"}))
         if self._met < len(self.layers):
             return None
         k, v = keys(layer, hidden, other)
         self.kv.append((k, v))
         return at_ends(hidden, other, k, v, self.layout)
+
+
+def _away(x: Tensor) -> Tensor:
+    """To the host: pinned, and without waiting for the copy (the copy back runs on the same stream)."""
+    if not x.is_cuda:
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 class _Enough(Exception):

@@ -15,7 +15,7 @@ import torch
 
 from longtake.errors import UserError
 from longtake.maths.cost import Adapter, Keep, Mode, Way, Work
-from longtake.maths.knobs import LITTLE, savings
+from longtake.maths.knobs import LITTLE, Saving, savings
 from longtake.maths.room import room
 from longtake.maths.shapes import Shape, shape_of
 from longtake.protocols import Model
@@ -24,6 +24,7 @@ from longtake.records import Layout
 Phase = Literal["prefill", "generate", "answers", "prefix_backward"]
 CPU_WORDS = ("can't allocate memory", "DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
 KNOBS = 3
+KEPT = {"graph": "graph", "attention": "layer inputs and attention"}
 GB = 1e9
 
 
@@ -67,12 +68,16 @@ def told(phase: Phase, facts: Facts, error: BaseException) -> UserError:
         "weights": need.weights,
         "gradients and optimizer": need.learning,
         "prefix keys and values": need.kv,
-        "graph" if way.keep == "graph" else "layer inputs": need.kept,
+        KEPT.get(way.keep, "layer inputs"): need.kept,
         "this phase": getattr(need, phase),
     }
     held = ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size >= LITTLE * need.at(phase))
-    found = [s for s in savings(shape, work, way, phase=phase) if s.bytes >= LITTLE * need.at(phase)]
-    turned = [f"{n}) {s.knob.words} saves {gb(s.bytes)}" for n, s in enumerate(found[:KNOBS], start=1)]
+    found: dict[str, Saving] = {}  # the best of each setting
+    for saving in savings(shape, work, way, phase=phase):
+        if saving.bytes >= LITTLE * need.at(phase):
+            found.setdefault(saving.knob.words.split()[0], saving)
+    best = list(found.values())[:KNOBS]
+    turned = [f"{n}) {s.knob.words} saves {gb(s.bytes)}" for n, s in enumerate(best, start=1)]
     return UserError(
         f"out of memory in {phase.replace('_', ' ')}: {prefix:,.0f} prefix tokens, {answers:,.0f} answer tokens",
         where=" ".join(str(error).split())[:160] or type(error).__name__,

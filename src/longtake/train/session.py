@@ -122,7 +122,9 @@ def open_session(config: Trains, log: Log, *, train_vision: bool = False) -> Ses
     prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
     for part in model.tower.parameters():
         part.requires_grad_(train_vision)
-    tile(pointwise(model.layers, model.norm), config.memory.tile)
+    passes = _passes(config, model, log)
+    if passes.keep != "graph" or not passes.prefix_gradient or own.kind == "alora":  # a graph holds all as it is
+        tile(pointwise(model.layers, model.norm), config.memory.tile)
     params = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
     if found:
@@ -134,7 +136,6 @@ def open_session(config: Trains, log: Log, *, train_vision: bool = False) -> Ses
     if train_vision:
         log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
     films = open_films(model, config.video, folder, frozen=not train_vision)
-    passes = _passes(config, model, log)
     return Session(model, films, optimizer, params, progress, folder, passes, _prefixes(config, log))
 
 
