@@ -79,13 +79,13 @@ def reading(measured: Mapping[str, Any]) -> str:
     answer = f"Seen to learn worse than exact: {', '.join(worse)}."
     if not worse:
         answer = (
-            f"None of {', '.join(NAMES[mode] for mode in CHEAP)} was seen to learn worse than exact: "
+            f"No cheap mode ({', '.join(NAMES[mode] for mode in CHEAP)}) was seen to learn worse than exact: "
             "no loss is both sure on these questions and larger than what two exact runs differ by."
         )
     scale = "; ".join(f"{way} {' and '.join(map(readme.share, repeats(measured, way)))}" for way in WAYS)
     seeds = " and ".join(map(str, seeds_of(measured)))
-    chance = f"Two exact runs that share start and setting but not draws are apart by (points, seed {seeds}) {scale}."
-    return "\n".join([f"{answer} {chance}", "", *said])
+    chance = f"Two exact runs that share start and setting but not draws are apart by {scale} points (seed {seeds})."
+    return "\n".join([f"{answer} {chance} A smaller loss could hide here.", "", *said])
 
 
 def differences(measured: Mapping[str, Any]) -> str:
@@ -138,9 +138,9 @@ def setting(measured: Mapping[str, Any]) -> str:
         "Training reward is accuracy plus a tenth for the format, 1.1 at most; a point of a curve is the mean of",
         f"{SMOOTH} steps.",
         f"All weights are trained at the demo's rate of {full:g}, which was not tuned for this page.",
-        f"Adapters have rank {measured['rank']} on every linear layer of the decoder; their rate was tuned:",
-        f"{tuned['steps']} steps under seed {tuned['seed']} at each of these rates",
-        f"gave a training reward of {tried} (mean of the last {SMOOTH}); each kind then had its best for every seed.",
+        f"Adapters have rank {measured['rank']} on every linear layer of the decoder; their rate was tuned",
+        f"under seed {tuned['seed']} by training reward at the end of {tuned['steps']} steps (mean of the last",
+        f"{SMOOTH}): {tried}. Each kind then had its best rate under every seed.",
         f"At step 1, with weights and answers the same, the gradient's norm is {norms('exact')} with what goes through",
         f"the prefix, {norms('none')} without.",
         "Seconds are medians of a step's wall time, with whatever else the machine was doing.",

@@ -77,7 +77,6 @@ ATTENTION = breaks(
         "no backward for answers that learn nothing",
     ),
     ("out, lse = given.known or _forward(", "out, lse = _forward(", "a kept forward computed again"),
-    ("x.new_empty(x.shape, dtype=lse.dtype)", "x.new_empty(x.shape)", "sums of answers' shares in bfloat16"),
     ("x if x.stride(-1) == 1 else x.contiguous()", "x", "strided heads to the kernel"),
 )
 
@@ -146,11 +145,6 @@ KERNELS = breaks(
     ("dq.mul_(scale), dk.mul_(log(2))", "dq, dk.mul_(log(2))", "dQ without the scale"),
     ("dq.mul_(scale), dk.mul_(log(2))", "dq.mul_(scale), dk", "dK of scores in base 2"),
     ("later = key[:, None] > place", "later = key[:, None] > place + 1", "one key of the future"),
-    (
-        "torch.arange(i, j, device=device) for i, j in ((max(first, start), last)",
-        "torch.arange(i, j, device=device) for i, j in ((start, last)",
-        "keys of a tile that begins after its queries",
-    ),
     ("if causal and last > start:", "if causal and first > start:", "tiles on the diagonal unmasked"),
     ("share[:, -len(later) :]", "share[:, : len(later)]", "the first keys of a tile masked for the last"),
     (".mul_(share)\n", "\n", "softmax's share forgotten in dS"),
@@ -204,6 +198,7 @@ PACK = breaks(
         "first = last",
         "the prefix, not the header, predicts the first token",
     ),
+    ("len(self.ids) + lead - 1", "len(self.ids) + lead - 2", "the token before the header's last"),
     ("int(prompt.position_3P.max()) + 1", "int(prompt.position_3P[0, -1]) + 1", "positions go on from the last token"),
     (
         "(next_position + torch.arange(len(fed) - lead))",

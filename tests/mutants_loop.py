@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tests.mutants_table import breaks
 
-TWIN = "recipes/test_twin.py"
+TWIN, DRAWN = "recipes/test_twin.py", "recipes/test_draws.py"
 OFF = f"{TWIN}::test_a_policy_step_is_what_plain_loops_make_of_it"
 ON = f"{TWIN}::test_one_forward_is_what_plain_loops_make_of_it"
-DRAWS = f"{TWIN}::test_no_two_answers_share_their_randomness"
-REFILLS = f"{TWIN}::test_refills_end_when_enough_groups_differ_and_no_more_are_learned_from"
-PREFIXES = f"{TWIN}::test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix"
+DRAWS = f"{DRAWN}::test_no_two_answers_share_their_randomness"
+REFILLS = f"{DRAWN}::test_refills_end_when_enough_groups_differ_and_no_more_are_learned_from"
+PREFIXES = f"{DRAWN}::test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix"
 TAUGHT = f"{TWIN}::test_a_supervised_step_is_what_plain_loops_make_of_it"
 BAD = f"{TWIN}::test_five_steps_without_a_finite_gradient_end_the_run"
 CHECK = "train/test_selfcheck.py"
@@ -28,7 +28,7 @@ TESTS = {  # which tests must notice a break in which file
     ),
     "train/session.py": (TAUGHT, PREFIXES, BAD),
     "train/step.py": ("train/test_step.py", TAUGHT, f"{ON}[dr_grpo-layers]"),
-    "train/supervised.py": (TAUGHT,),
+    "train/supervised.py": (TAUGHT, f"{DRAWN}::test_supervised_learning_draws_prefixes_too"),
 }
 
 GRPO = breaks(
@@ -43,7 +43,11 @@ GRPO = breaks(
         "algorithm.centred(part.reward_NG)",
         "no length penalty",
     ),
-    ("algorithm.scale(policy.shaped(kept", "algorithm.scale(policy.shaped(part", "the last batch's scale"),
+    (
+        "algorithm.scale(policy.shaped(kept, config.max_tokens, config.overlong))",
+        "algorithm.scale(kept.reward_NG)",
+        "the scale of rewards without their penalty",
+    ),
     (
         "reward_NG = policy.shaped(kept, config.max_tokens, config.overlong)",
         "reward_NG = kept.reward_NG",
@@ -162,7 +166,7 @@ POLICY = breaks(
         "no number becomes 0",
     ),
     ("if (value := row[name]) is not None", "if (value := row[name] or 0.0) is not None", "no number becomes 0"),
-    ("is policy_gradient and not on_policy", "is None and not on_policy", "rloo with epochs"),
+    ("if not isinstance(algorithm.loss, partial) and not on_policy", "if False", "rloo with epochs"),
     ("if refill and not algorithm.drop_equal", "if False", "a refill without effect"),
 )
 
@@ -217,6 +221,7 @@ SUPERVISED = breaks(
         "the first span's weight",
     ),
     ("if len(taken) == size or (", "if len(taken) == (size or 0) + 1 or (", "a question too many"),
+    ("session.passes, scale=scale)", "session.passes, scale=1.0)", "the scale of prefixes forgotten"),
     ("[each.weights for each in run]", "[[[1.0] * len(ids) for ids in each.ids] for each in run]", "no weights"),
 )
 

@@ -131,8 +131,8 @@ TOP = breaks(
     ("(hidden[:, place_S],)", "(hidden[:, place_S.flip(0)],)", "ends in another order"),
     ("if self._met < len(self.layers):", "if True:", "the last layer whole: ends are not at their places"),
     (
-        "self.calls.append(Call(hidden,",
-        "self.calls.append(Call(self.calls[0].hidden if self.calls else hidden,",
+        "self.calls.append(Call(kept,",
+        "self.calls.append(Call(self.calls[0].hidden if self.calls else kept,",
         "every layer with the first one's input",
     ),
     ("return taken.k, taken.v", "return taken.v, taken.k", "values for keys"),

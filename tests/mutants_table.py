@@ -152,7 +152,7 @@ COST = breaks(
         "(2 if self.backward and self.way.adapter",
         "the head's weights learn",
     ),
-    ("noted * go.prefix(inner)", "go.prefix(inner)", "a kept graph computed again"),
+    ('+ moved if way.keep in ("attention", "layers", "host") else 0.0', "+ moved", "a kept graph computed again"),
     ("(10 if self.backward else 4)", "(8 if self.backward else 4)", "attention's backward"),
     ("(self.question * self.visual + self.question**2 / 2)", "(self.question**2 / 2)", "questions do not see the film"),
     ("layers = self.shape.layers - 1\n", "layers = self.shape.layers\n", "the last layer's outputs"),
@@ -166,7 +166,7 @@ COST = breaks(
 ROOM = breaks(
     "maths/room.py",
     ("learned * 3 * item", "learned * 2 * item", "one moment"),
-    ('(wide if keep != "nothing" else 0)', "wide", "gradients of keys without a backward"),
+    ('(added if keep != "nothing" else 0)', "added", "gradients of keys without a backward"),
     ("stream = 4 if tiled else 8 if half else 6", "stream = 4 if tiled else 6", "float32 norms of half precision"),
     ("((5 if half else 4) if shape.normed else 2)", "2", "norms of queries and keys"),
     ("inputs = films * tokens", "inputs = tokens", "one film's inputs"),
@@ -197,7 +197,7 @@ KNOBS = breaks(
     ("whole_s - seconds)", "seconds - whole_s)", "slower for faster"),
     ("(not saving.knob.same, -saving.bytes)", "(-saving.bytes,)", "what trains differently comes first"),
     ("need.at(phase) if phase else need.peak", "need.peak", "the peak for the phase"),
-    ('if way.through and way.keep == "graph":', 'if way.keep != "layers":', "a setting without effect"),
+    ('if way.through and way.keep in ("graph", "attention"):', 'if way.keep != "layers":', "a setting without effect"),
 )
 
 STATS = breaks(

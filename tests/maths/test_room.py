@@ -147,11 +147,13 @@ def test_savings_are_differences_and_what_trains_the_same_comes_first() -> None:
     words = {saving.knob.words: saving for saving in found}
     assert words["--memory.keep layers"].seconds < 0 < words["--memory.keep layers"].bytes
     assert words["--video.frames 384"].seconds > 0
-    own = savings(SEVEN, work, way, phase="answers")
-    by_name = {saving.knob.words: saving.bytes for saving in own}
-    more = room(SEVEN, work, way)
-    less = room(SEVEN, work, replace(way, answer_tokens=1536))
-    assert by_name["--memory.answer-tokens 1536"] == pytest.approx(more.at("answers") - less.at("answers"))
+    more, less = (room(SEVEN, work, replace(way, answer_tokens=tokens)) for tokens in (way.answer_tokens, 1536))
+    found = []
+    for phase in ("answers", "prefill"):
+        by_name = {saving.knob.words: saving.bytes for saving in savings(SEVEN, work, way, phase=phase)}
+        found.append(by_name["--memory.answer-tokens 1536"])
+        assert found[-1] == pytest.approx(more.at(phase) - less.at(phase))
+    assert found[0] > found[1]
 
 
 @pytest.mark.parametrize("mode", ["exact", "none", "alora"])

@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
-from longtake.maths import advantage, attention, loss
+from longtake.maths import advantage, attention, decode, dense, loss
 from longtake.records import Layout
 
 
@@ -17,3 +17,8 @@ def test_wrong_shapes_are_refused():
         attention.shared_prefix_attention(
             torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.zeros(1, 4, 3, 8), Layout(((2, (1,)),)), scale=1.0
         )
+    own = torch.zeros(2, 2, 5, 8)
+    with pytest.raises(jaxtyping.TypeCheckError, match="own_v"):
+        decode.decode_attention(torch.zeros(2, 4, 1, 8), [], own, own[:, :, 1:], scale=1.0)
+    with pytest.raises(jaxtyping.TypeCheckError, match="q_THD"):
+        dense.takes(torch.zeros(3, 8), 2)

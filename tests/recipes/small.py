@@ -11,13 +11,21 @@ from tests.models import tiny
 from tests.world import silent, write
 
 from longtake.models.qwen3_vl import Qwen3VL
+from longtake.recipes import grpo
 from longtake.records import Features
 from longtake.runtime import load
 from longtake.train import policy, session, step
 from longtake.train import resume as resumed
+from longtake.train.memory import Memory
 from longtake.train.rollout import NOTHING
+from longtake.train.settings import Optim
 
 FILMS = {"a.mp4": tiny.film(0, 6, 16, 8), "b.mp4": tiny.film(1, 2, 24, 16), "c.mp4": tiny.film(2, 4, 8, 8)}
+HEAT, TOKENS, MARGIN, NORM, FLOOR = 0.7, 8, 5, 0.05, 0.1
+BETAS, DECAY, LR = (0.8, 0.95), 0.1, 0.01
+OPTIM = Optim(
+    lr=LR, warmup=3, schedule="linear", floor=FLOOR, betas=BETAS, weight_decay=DECAY, max_grad_norm=NORM
+)  # fmt: skip
 ENDS = 7  # every seventh token ends an answer, so that lengths differ
 
 
@@ -146,6 +154,34 @@ ROWS = [
 
 def rows(folder: Path, every: list[dict[str, Any]] | None = None) -> Path:
     return write(folder / "rows.jsonl", every or ROWS)
+
+
+def taught() -> list[dict[str, Any]]:
+    """Two answers to the first question, spans of several weights, a row's own weight."""
+    spans: list[Any] = [("<think> s0", 0.0), ("left", 1.0), ("so left", 0.5)]
+    every = [(0, "the cup"), (0, spans), (1, "four"), (2, "nobody gave it"), (3, [("late", 2.0)])]
+    made = []
+    for number, answer in every:
+        row = asked(number, ROWS[number]["messages"][0]["content"][0].get("video"), "")
+        row["messages"] = [*ROWS[number]["messages"], {"role": "assistant", "content": answer}]
+        if not isinstance(answer, str):
+            parts = [{"type": "text", "text": text, "weight": weight} for text, weight in answer]
+            row["messages"][1]["content"] = parts
+        made.append(row | ({"weight": 3.0} if number == 2 else {}))
+    return made
+
+
+def config(tmp_path: Path, algorithm: str, **changed: Any) -> grpo.Config:
+    """One question's answers are all worth the same; an answer's tokens decide what the others' are worth."""
+    code = "def score(text, row):\n    return 0.5 if row['id'] == 'q2' else sum(map(ord, text)) % 16 / 16\n"
+    (tmp_path / "my.py").write_text(code)
+    given = {
+        "rows": rows(tmp_path), "model": "tiny", "out": tmp_path / "run", "algorithm": algorithm, "steps": 2,
+        "reward": (f"{tmp_path / 'my.py'}:score",), "questions": 4, "group_size": 3, "epochs": 2, "minibatches": 2,
+        "max_tokens": TOKENS, "overlong": MARGIN, "temperature": HEAT, "dtype": "float64", "optim": OPTIM,
+        "memory": Memory(row_tokens=120), "seed": 5,
+    }  # fmt: skip
+    return grpo.Config(**given | changed)
 
 
 def same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], bound: float) -> None:

@@ -109,7 +109,9 @@ def test_the_backward_through_prefixes_comes_as_often_as_asked(
     finished, backward = [], []
     step = __import__("longtake.train.step", fromlist=["finish"])
     real, whole = step.finish, step.backward
-    monkeypatch.setattr(step, "finish", lambda model, made, scale: finished.append(scale) or real(model, made, scale))
+    monkeypatch.setattr(
+        step, "finish", lambda model, made, scale, tile: finished.append(scale) or real(model, made, scale, tile)
+    )
     policy = __import__("longtake.train.policy", fromlist=["backward"])
     monkeypatch.setattr(policy, "backward", lambda *a, **k: backward.append(1) or whole(*a, **k))
     run(config("run", prefix_gradient=gradient, steps=6))
@@ -156,3 +158,9 @@ def test_settings_without_effect_are_refused(config: Make, tmp_path: Path) -> No
             run(config(flag, adapter=LORA[kind], memory=memory))
     with pytest.raises(UserError, match="--prefix-gradient"):
         run(config("gradient", adapter=LORA["alora"], prefix_gradient=0.5))
+
+
+def test_a_finished_run_is_known(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(config("run", adapter=LORA["lora"], steps=1))
+    monkeypatch.setattr("longtake.train.session.open_session", lambda *_, **__: pytest.fail("it began again"))
+    assert run(config("run", adapter=LORA["lora"], steps=1)) == done

@@ -8,21 +8,31 @@ from typing import Any
 import pytest
 import torch
 from tests.plain import training as plain
-from tests.recipes.small import ROWS, Stage, asked, rows, same, stage
+from tests.recipes.small import (
+    BETAS,
+    DECAY,
+    FLOOR,
+    HEAT,
+    LR,
+    MARGIN,
+    NORM,
+    OPTIM,
+    ROWS,
+    TOKENS,
+    Stage,
+    config,
+    rows,
+    same,
+    stage,
+    taught,
+)
 
 from longtake.errors import UserError
 from longtake.recipes import difficulty, grpo, sft
 from longtake.train import policy, supervised
 from longtake.train.memory import Memory
-from longtake.train.settings import Optim
-from longtake.train.step import Passes
 
 EXACT = 1e-10
-HEAT, TOKENS, MARGIN, NORM, FLOOR = 0.7, 8, 5, 0.05, 0.1
-BETAS, DECAY, LR = (0.8, 0.95), 0.1, 0.01
-OPTIM = Optim(
-    lr=LR, warmup=3, schedule="linear", floor=FLOOR, betas=BETAS, weight_decay=DECAY, max_grad_norm=NORM
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +52,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Stage:
 def rate(step: int, steps: int) -> float:
     """Warm-up over three steps times a line from 1 to FLOOR."""
     return LR * min(1, (step + 1) / 3) * (1 - (1 - FLOOR) * step / steps)
-
-
-def config(tmp_path: Path, algorithm: str, **changed: Any) -> grpo.Config:
-    """One question's answers are all worth the same; an answer's tokens decide what the others' are worth."""
-    code = "def score(text, row):\n    return 0.5 if row['id'] == 'q2' else sum(map(ord, text)) % 16 / 16\n"
-    (tmp_path / "my.py").write_text(code)
-    given = {
-        "rows": rows(tmp_path), "model": "tiny", "out": tmp_path / "run", "algorithm": algorithm, "steps": 2,
-        "reward": (f"{tmp_path / 'my.py'}:score",), "questions": 4, "group_size": 3, "epochs": 2, "minibatches": 2,
-        "max_tokens": TOKENS, "overlong": MARGIN, "temperature": HEAT, "dtype": "float64", "optim": OPTIM,
-        "memory": Memory(row_tokens=120), "seed": 5,
-    }  # fmt: skip
-    return grpo.Config(**given | changed)
 
 
 def check_update(made: Stage, optimizer: plain.PlainAdamW, at: int, count: float, lr: float) -> None:
@@ -117,34 +114,6 @@ def test_one_forward_is_what_plain_loops_make_of_it(made: Stage, tmp_path: Path,
         same(real.after, after, EXACT)
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix(
-    made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
-) -> None:
-    """Where rewards come first, the same in every pass; what has nothing to teach goes through nothing."""
-    real, calls = policy.backward, []
-
-    def spied(model: Any, features: Any, row: Any, objective: Any, passes: Any, kept: Any = None, scale: float = 1.0):
-        calls.append((scale, kept and kept.keep, len(row.target_R)))
-        return real(model, features, row, objective, passes, kept, scale)
-
-    monkeypatch.setattr(policy, "backward", spied)
-    memory = Memory(row_tokens=1)
-    made.run(
-        grpo, config(tmp_path, "longtake", epochs=epochs, minibatches=1, memory=memory, prefix_gradient=0.5, seed=6)
-    )
-    assert len(calls) == 2 * 3 * epochs
-    assert all(tokens for *_, tokens in calls)
-    drawn = Passes(prefix_gradient=0.5, seed=6)
-    for step, at in enumerate((0, 3 * epochs)):
-        scales = [scale for scale, *_ in calls[at : at + 3 * epochs]]
-        assert scales == scales[:3] * epochs
-        assert sorted(scales[:3]) == sorted(drawn.scale(step, name) for name in ("q0", "q1", "q3"))
-        assert {*scales} == {0.0, 2.0} or step
-    if epochs == 1:
-        assert [keep for _, keep, _ in calls] == ["graph" if scale else "nothing" for scale, *_ in calls]
-
-
 def test_answers_are_drawn_from_the_policy_and_say_how_likely_they_were(made: Stage, tmp_path: Path) -> None:
     made.run(grpo, config(tmp_path, "longtake", steps=1))
     made.put(made.made[0].before)
@@ -161,40 +130,6 @@ def test_answers_are_drawn_from_the_policy_and_say_how_likely_they_were(made: St
             assert ended[-1] or len(ended) == TOKENS
             assert answer.finish == ("stop" if ended[-1] else "length")
             assert answer.text == made.model.tokenizer.decode(answer.ids[: -1 if ended[-1] else None])
-
-
-def test_no_two_answers_share_their_randomness(made: Stage, tmp_path: Path) -> None:
-    """Rewards are equal, so more questions are drawn: in each step four times two, every one of the four twice."""
-    (tmp_path / "same.py").write_text("def score(text, row):\n    return 1.0\n")
-    reward = (f"{tmp_path / 'same.py'}:score",)
-    made.run(grpo, config(tmp_path, "longtake", reward=reward, questions=2, refill=3))
-    for answered in made.answered:
-        names = [look.question.id for look in answered.looks]
-        assert sorted(names[:4]) == sorted(names[4:]) == ["q0", "q1", "q2", "q3"]
-    made.run(grpo, config(tmp_path, "longtake", reward=reward, steps=1, out=tmp_path / "other", seed=6))
-    draws = [draw for call in made.draws for own in call for draw in own]
-    assert len(draws) == 2 * 8 * 3 + 4 * 3
-    assert len({draw.seed for draw in draws}) == len(draws)
-    assert {draw.temperature for draw in draws} == {HEAT}
-    assert made.made == []  # nothing to learn: no step is made
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_refills_end_when_enough_groups_differ_and_no_more_are_learned_from(
-    made: Stage, tmp_path: Path, epochs: int
-) -> None:
-    given = config(tmp_path, "dapo", steps=4, questions=2, refill=3, epochs=epochs, minibatches=1, overlong=0)
-    made.run(grpo, given)
-    more = 0
-    for step, answered in enumerate(made.answered):
-        differ = [len({score.reward for score in own}) > 1 for own in answered.scores]
-        assert len(differ) == next(n for n in (2, 4, 6, 8) if sum(differ[:n]) >= 2)
-        groups = [group for group, kept in zip(answered.groups, differ, strict=True) if kept]
-        more += len(groups) > 2
-        for update in made.made[epochs * step : epochs * (step + 1)]:
-            assert update.count == sum(len(answer.ids) for group in groups[:2] for answer in group.answers)
-    assert more
-    assert len(made.made) == 4 * epochs
 
 
 @pytest.mark.parametrize(
@@ -242,21 +177,6 @@ def test_difficulty_counts_right_answers_at_its_temperature(
     assert done["pass_rate"] == pytest.approx(sum(rates) / 4)
     assert sum(done["histogram"].values()) == 4
     assert done["histogram"].keys() == {f"{rate:.2f}" for rate in rates}
-
-
-def taught() -> list[dict[str, Any]]:
-    """Two answers to the first question, spans of several weights, a row's own weight."""
-    spans: list[Any] = [("<think> s0", 0.0), ("left", 1.0), ("so left", 0.5)]
-    every = [(0, "the cup"), (0, spans), (1, "four"), (2, "nobody gave it"), (3, [("late", 2.0)])]
-    made = []
-    for number, answer in every:
-        row = asked(number, ROWS[number]["messages"][0]["content"][0].get("video"), "")
-        row["messages"] = [*ROWS[number]["messages"], {"role": "assistant", "content": answer}]
-        if not isinstance(answer, str):
-            parts = [{"type": "text", "text": text, "weight": weight} for text, weight in answer]
-            row["messages"][1]["content"] = parts
-        made.append(row | ({"weight": 3.0} if number == 2 else {}))
-    return made
 
 
 def test_a_supervised_step_is_what_plain_loops_make_of_it(

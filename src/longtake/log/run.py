@@ -13,7 +13,7 @@ from longtake.log.folder import DONE, RunFolder
 from longtake.log.log import Log
 
 BLOCK, BLOCKS = 1 << 16, 64  # bytes, and how many of them spread over a file tell two models apart
-TRAINED = ("summary.json", "model/config.json")  # what a training stage makes
+TRAINED = ("summary.json", "model/tokenizer_config.json")  # what a training stage makes, all weights or an adapter
 MODEL = (".safetensors", ".json", ".jinja", ".txt")
 
 

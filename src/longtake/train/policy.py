@@ -20,7 +20,6 @@ from longtake.errors import UserError
 from longtake.log import Log
 from longtake.maths.advantage import Weights, equal_groups, overlong_penalty
 from longtake.maths.algorithms import ALGORITHMS, Algorithm
-from longtake.maths.loss import policy_gradient
 from longtake.maths.pack import pack
 from longtake.records import Group, Layout, Prompt, Question
 from longtake.rewards.mix import Mix
@@ -49,7 +48,7 @@ def choose(name: str, clip: tuple[float, float] | None, *, on_policy: bool, refi
     algorithm = ALGORITHMS[name]
     if refill and not algorithm.drop_equal:
         raise UserError(f"{name} keeps groups of equal rewards", where="--refill", fix="leave --refill out")
-    if algorithm.loss is policy_gradient and not on_policy:
+    if not isinstance(algorithm.loss, partial) and not on_policy:  # no bounds: no ratio
         why = "its loss has no ratio: a second pass would be off-policy and uncorrected"
         raise UserError(f"{name} makes one pass", where="--epochs, --minibatches", why=why, fix="leave them at 1")
     if clip is None:
@@ -138,6 +137,7 @@ class Sampler:
             f"step-{session.progress.step}",
             self.row_tokens,
             prefixes=session.prefixes,
+            say=log.note,
         )
         found = 0
         for number, looks in enumerate(self.looks(session, log)):
