@@ -54,7 +54,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc").exists(), reason="children are found through /proc")
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
     films = [render(tmp_path / f"{k}.mp4", 200, first=200 * k) for k in range(10)]
-    films += [tmp_path / f"copy {k}.mp4" for k in range(110)]  # enough that no kill comes too late
+    films += [tmp_path / f"copy {k}.mp4" for k in range(230)]  # enough that no kill comes too late
     for k, path in enumerate(films[10:]):
         path.write_bytes(films[0].read_bytes() + bytes([k]))
     folder = tmp_path / "tier"
