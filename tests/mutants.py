@@ -23,11 +23,18 @@ import torch
 import torch.testing
 import torch.utils.checkpoint
 from hypothesis import strategies
-from tests import mutants_answers, mutants_core, mutants_loop, mutants_prefix, mutants_table
+from tests import mutants_answers, mutants_core, mutants_loop, mutants_losses, mutants_prefix, mutants_table
 from tests.mutants_table import Mutant
 
 ROOT = Path(__file__).parent.parent
-TABLES = (mutants_loop, mutants_answers, mutants_prefix, mutants_core, mutants_table)  # the slowest first
+TABLES = (
+    mutants_loop,
+    mutants_answers,
+    mutants_prefix,
+    mutants_core,
+    mutants_table,
+    mutants_losses,
+)  # the slowest first
 MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
 TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
 QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]

@@ -9,14 +9,14 @@ import jaxtyping
 import torch
 from beartype import beartype
 
-from longtake.maths import advantage, attention, decode, dense, kernels, logprob, loss, varlen
+from longtake.maths import advantage, attention, decode, dense, kernels, logprob, loss, ppo, reward, varlen
 from longtake.records import Layout
 
 NAMES = {"Tensor": torch.Tensor, "Layout": Layout} | {
     name: getattr(jaxtyping, name) for name in ("Bool", "Float", "Int")
 }
 
-for module in (advantage, attention, decode, dense, kernels, logprob, loss, varlen):
+for module in (advantage, attention, decode, dense, kernels, logprob, loss, ppo, reward, varlen):
     vars(module).update({name: value for name, value in NAMES.items() if name not in vars(module)})
     for name, function in inspect.getmembers(module, inspect.isfunction):
         if function.__module__ == module.__name__:

@@ -157,18 +157,22 @@ def stem(row: PrefixRow) -> PrefixRow:
     )
 
 
-def answer_rows(row: PrefixRow, most: int) -> Iterator[AnswerRow]:
-    """The row's answers in runs of at most `most` fed tokens, in order; a longer answer stands alone."""
+def answer_rows(row: PrefixRow, most: int, together: int = 1) -> Iterator[AnswerRow]:
+    """The row's answers in runs of at most `most` fed tokens, in order; a longer answer stands alone.
+
+    `together` neighbours (2: the answers of a pair) are never parted.
+    """
     lengths = [segment.length for segment in row.layout.segments if not segment.inner]
     place_A = _places(row.layout, inner=False)
     source_T = _sources(row.layout)
     ends = sum(segment.inner for segment in row.layout.segments)
     first = at = 0
     while first < len(lengths):
-        stop, tokens = first + 1, lengths[first]
-        while stop < len(lengths) and tokens + lengths[stop] <= most:
-            tokens += lengths[stop]
-            stop += 1
+        stop = first + together
+        tokens = sum(lengths[first:stop])
+        while stop < len(lengths) and tokens + sum(lengths[stop : stop + together]) <= most:
+            tokens += sum(lengths[stop : stop + together])
+            stop += together
         mine_R = (row.answer_R >= first) & (row.answer_R < stop)
         source_R = source_T[row.predict_R[mine_R]]
         here_A = place_A[at : at + tokens]

@@ -1,11 +1,12 @@
-"""How sure a measured number is: intervals of shares, means and paired differences. Standard library only."""
+"""How sure a measured number is: intervals of shares, means, differences, correlations; calibration. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import atanh, sqrt, tanh
 from statistics import NormalDist, fmean, stdev
+from statistics import correlation as pearson
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,61 @@ def paired_difference(before: Sequence[float], after: Sequence[float], confidenc
     n, net, changed = len(differences) + 2, sum(differences), sum(map(abs, differences)) + 1
     half = _z(confidence) * sqrt(changed - net * net / n) / n
     return Estimate(fmean(differences), max(net / n - half, -1.0), min(net / n + half, 1.0), len(differences))
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions of about one probability. Example: Bin(0.7, 0.8, 0.74, Estimate(0.69, 0.60, 0.77, 120))."""
+
+    low: float
+    high: float
+    predicted: float  # mean of their probabilities
+    right: Estimate
+
+
+def calibration(probability: Sequence[float], right: Sequence[bool], bins: int = 10) -> tuple[Bin, ...]:
+    """How often predictions were right, by the probability they claimed, in bins of equal width; empty ones left out.
+
+    Of a pair: claimed is σ(|r chosen - r rejected|), and right is r chosen > r rejected; σ of the difference itself
+    would be compared with an outcome that is always true.
+    """
+    if len(probability) != len(right) or bins < 1 or not all(0 <= p <= 1 for p in probability):
+        raise ValueError(f"need as many outcomes as probabilities of 0 to 1, got {len(probability)} and {len(right)}")
+    held: list[list[int]] = [[] for _ in range(bins)]
+    for place, p in enumerate(probability):
+        held[min(int(p * bins), bins - 1)].append(place)
+    return tuple(
+        Bin(
+            n / bins,
+            (n + 1) / bins,
+            fmean(probability[i] for i in found),
+            share(sum(right[i] for i in found), len(found)),
+        )
+        for n, found in enumerate(held)
+        if found
+    )
+
+
+def calibration_error(found: Sequence[Bin]) -> float:
+    """Mean of |predicted - right| over predictions: expected calibration error (arXiv:1706.04599 eq. 3)."""
+    return sum(abs(b.predicted - b.right.value) * b.right.n for b in found) / sum(b.right.n for b in found)
+
+
+def length_correlation(lengths: Sequence[float], scores: Sequence[float], confidence: float = 0.95) -> Estimate | None:
+    """Pearson's correlation with Fisher's interval: how far scores follow lengths. None below 4 or if one is constant.
+
+    Differences within pairs, chosen - rejected of both, leave out what a question does to length and score alike.
+    """
+    n = len(lengths)
+    if len(scores) != n:
+        raise ValueError(f"need as many scores as lengths, got {len(scores)} and {n}")
+    if n < 4 or len(set(lengths)) == 1 or len(set(scores)) == 1:
+        return None
+    value = min(max(pearson(lengths, scores), -1.0), 1.0)
+    if abs(value) == 1:
+        return Estimate(value, value, value, n)
+    half = _z(confidence) / sqrt(n - 3)
+    return Estimate(value, tanh(atanh(value) - half), tanh(atanh(value) + half), n)
 
 
 def _z(confidence: float) -> float:
