@@ -69,7 +69,7 @@ COMPARED = (
 def training(plan: Plan, mode: Mode, rate: float, steps: int, out: Path) -> grpo.Config:
     """The demo's GRPO in this mode."""
     medium = read_json(plan.out / "difficulty" / "summary.json")["medium"]
-    adapter = Adapter() if mode.kind == "full" else Adapter(kind=mode.kind, rank=RANK)
+    adapter = Adapter(kind="full") if mode.kind == "full" else Adapter(kind=mode.kind, rank=RANK)
     back = mode.kind != "alora" and mode.gradient != "none"  # else nothing is kept for a backward through the prefix
     return grpo.Config(
         rows=plan.out / "difficulty" / "medium.jsonl", model=str(plan.out / "sft" / "model"), out=out,

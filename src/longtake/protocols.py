@@ -22,6 +22,7 @@ class Model(Protocol):
     temporal_patch: int  # frames that become one temporal position
     pixels: Any  # the processor's constants, on which features depend as well
     adapter: Any  # models.adapters.Adapter: what is trained instead of the network's own weights; None = these
+    heads: dict[str, Any]  # models.heads.ScalarHead by the name of the adapter it reads
 
     @property
     def net(self) -> PreTrainedModel:
@@ -43,8 +44,8 @@ class Model(Protocol):
     def tower(self) -> nn.Module:
         """The vision tower inside it: all that features depend on."""
 
-    def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
-        """Size in pixels (width, height) to which decoded frames are resized."""
+    def fit(self, width: int, height: int, frames: int | None, max_pixels: int | None = None) -> tuple[int, int]:
+        """Size in pixels (width, height) to which decoded frames are resized; frames None = a picture."""
 
     def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
         """Vision tower over several films of uint8 [F, H, W, 3]; every film gives the same as alone."""

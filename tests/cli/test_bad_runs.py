@@ -18,7 +18,7 @@ Captured = pytest.CaptureFixture[str]
 Run = Callable[..., tuple[int, str, str]]
 MORE = {
     "grpo": ("--steps", "2", "--questions", "2", "--group-size", "2"),
-    "sft": ("--steps", "2", "--batch", "2", "--checkpoint-every", "1"),
+    "sft": ("--adapter.kind", "full", "--steps", "2", "--batch", "2", "--checkpoint-every", "1"),
     "difficulty": ("--answers", "2"),
     "eval": (),
 }

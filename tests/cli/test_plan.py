@@ -98,10 +98,12 @@ def test_what_is_asked_changes_the_numbers(capsys: Captured) -> None:
     assert shared["disk_gb"]["tier"] == pytest.approx(plain["disk_gb"]["tier"] / 4)
     assert column("--adapter.kind", "lora", "--adapter.targets", "q_proj")["gb"]["learning"] < plain["gb"]["learning"]
     assert column("--adapter.kind", "lora", "--adapter.quantize", "nf4")["gb"]["weights"] < plain["gb"]["weights"]
-    assert column("--dtype", "float32")["gb"]["weights"] == pytest.approx(2 * column()["gb"]["weights"])
+    assert column("--adapter.kind", "full", "--dtype", "float32")["gb"]["weights"] == pytest.approx(
+        2 * column("--adapter.kind", "full")["gb"]["weights"]
+    )
     assert column("--adapter.kind", "lora", "--films", "10")["disk_gb"]["features"] < plain["disk_gb"]["features"]
     assert column("--adapter.kind", "lora", "--kl")["seconds"]["score"] > plain["seconds"]["prefill"]
-    assert not column("--gb", "20")["fits"]
+    assert not column("--adapter.kind", "full", "--gb", "20")["fits"]
 
 
 def test_prefixes_of_an_alora_are_computed_again_where_they_are_not_kept(capsys: Captured) -> None:

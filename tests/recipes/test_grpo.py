@@ -16,6 +16,7 @@ from longtake.errors import UserError
 from longtake.log import read_json, read_jsonl
 from longtake.maths.algorithms import ALGORITHMS
 from longtake.recipes import grpo
+from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 from longtake.train.settings import Optim
 
@@ -50,7 +51,7 @@ def config(world: World, tmp_path: Path, rewards: str) -> Make:
         given = {
             "rows": world.rows("rl"), "model": world.model, "out": tmp_path / name, "steps": 7, "questions": 3,
             "group_size": 4, "max_tokens": TOKENS, "reward": (rewards,), "checkpoint_every": 2, "keep_rollouts": 3,
-            "video": world.video(), "optim": Optim(lr=0.003, warmup=0), "seed": 1,
+            "video": world.video(), "optim": Optim(lr=0.003, warmup=0), "seed": 1, "adapter": Adapter(kind="full"),
         }  # fmt: skip
         return grpo.Config(**given | changed)
 

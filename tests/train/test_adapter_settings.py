@@ -10,9 +10,8 @@ def read(**given):
     return resolve(Adapter, [Given(name, value, f"--{name}") for name, value in given.items()]).config
 
 
-def test_by_default_every_weight_is_trained():
-    assert read().kind == "full"
-    assert (read(kind="lora").rank, read(kind="alora").alpha) == (32, 64.0)
+def test_by_default_it_is_a_lora_of_rank_32():
+    assert (read().kind, read().rank, read(kind="alora").alpha) == ("lora", 32, 64.0)
 
 
 @pytest.mark.parametrize(
@@ -23,13 +22,12 @@ def test_by_default_every_weight_is_trained():
         {"targets": ["q_proj"]},
         {"quantize": "nf4"},
         {"rank": 32},
-        {"kind": "full", "rank": 8},
     ],
 )
 def test_what_would_have_no_effect_is_refused(given):
     with pytest.raises(ConfigError, match="no effect on full fine-tuning"):
-        read(**given)
-    assert read(**given | {"kind": "lora"})
+        read(**given | {"kind": "full"})
+    assert read(**given)
     assert read(**given | {"kind": "alora"})
 
 

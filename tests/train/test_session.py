@@ -17,6 +17,7 @@ from longtake.recipes import sft
 from longtake.records import FramePolicy
 from longtake.runtime.load import load_model
 from longtake.sim.tiny import PIXELS
+from longtake.train.adapter_settings import Adapter
 from longtake.train.resume import Progress
 from longtake.train.session import Session, decode, open_films, open_session, read_rows
 
@@ -39,7 +40,12 @@ def rows_of(world: World) -> list[dict[str, Any]]:
 def session_of(world: World, log: Log, *, train_vision: bool = False) -> Session:
     assert log.folder is not None
     config = sft.Config(
-        rows=world.rows("sft"), model=world.model, out=log.folder.path, video=world.video(), dtype="auto"
+        rows=world.rows("sft"),
+        model=world.model,
+        out=log.folder.path,
+        video=world.video(),
+        dtype="auto",
+        adapter=Adapter(kind="full"),
     )
     return open_session(config, log, train_vision=train_vision)
 

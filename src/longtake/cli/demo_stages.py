@@ -14,11 +14,13 @@ from longtake.models.qwen3_vl import Qwen3VL
 from longtake.recipes import difficulty, grpo, sft
 from longtake.records import FramePolicy
 from longtake.sim import make, tiny
+from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 from longtake.train.resume import save_model
 from longtake.train.session import counted
 from longtake.train.settings import Optim, Video
 
+FULL = Adapter(kind="full")  # of a network of this size
 ROOMY = Memory(keep="graph", answer_tokens=16384)  # half a million parameters leave room for all of a step
 ANSWER = 40  # tokens: a whole chain has 31
 
@@ -76,7 +78,7 @@ def base(plan: Plan, log: Log) -> None:
             steps=plan.steps(BASE_STEPS), batch_by="row", shuffle=False, train_vision=True, checkpoint_every=100,
             video=Video(frames=FRAMES, tier=plan.out / "tier", workers=plan.workers),  # no features: the tower changes
             optim=Optim(lr=3e-3, warmup=20, schedule="cosine", floor=0.1, betas=(0.9, 0.98), weight_decay=0.01),
-            memory=ROOMY,
+            memory=ROOMY, adapter=FULL,
         ),
         log,
     )  # fmt: skip
@@ -89,7 +91,7 @@ def tune(plan: Plan, log: Log) -> None:
             rows=plan.rows("sft"), model=str(plan.out / "base" / "model"), out=plan.out / "sft", seed=plan.seed,
             steps=plan.steps(SFT_STEPS), batch=min(32, plan.films()["sft"]), video=plan.video(8, 16, 32, 32, 64, 64),
             optim=Optim(lr=1.5e-3, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01),
-            memory=ROOMY, gate=sft.Gate(rows=plan.rows("gate"), accuracy=0.85, frames=64, every=50, max_tokens=ANSWER),
+            memory=ROOMY, adapter=FULL, gate=sft.Gate(rows=plan.rows("gate"), accuracy=0.85, frames=64, every=50, max_tokens=ANSWER),
         ),
         log,
     )  # fmt: skip
@@ -120,7 +122,7 @@ def reinforce(plan: Plan, log: Log) -> None:
             rows=rows, model=str(plan.out / "sft" / "model"), out=plan.out / "grpo", seed=plan.seed,
             steps=plan.steps(GRPO_STEPS), questions=min(16, medium), group_size=8, max_tokens=ANSWER,
             video=plan.video(16, 32, 64, 64), optim=Optim(lr=3e-4, warmup=0, betas=(0.9, 0.95)),
-            memory=ROOMY,
+            memory=ROOMY, adapter=FULL,
         ),
         log,
     )  # fmt: skip

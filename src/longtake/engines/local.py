@@ -23,7 +23,7 @@ from longtake.protocols import Model
 from longtake.records import Answer, Draw, Group, Prompt
 from longtake.runtime.prefix import Keep, Prefill, begin
 from longtake.runtime.prefixcache import PrefixCache
-from longtake.runtime.rows import FeaturesOf, bare, compute, given, lead, prefix_key
+from longtake.runtime.rows import FeaturesOf, bare, cached, compute, lead
 
 
 def _silent(text: str) -> None:
@@ -102,12 +102,7 @@ class LocalEngine:
         row = bare(self.model, prompts)
         if self.prefixes is None:
             return compute(self.model, row, self.features, keep)
-        key = prefix_key(self.model, row)
-        if (kept := self.prefixes.get(key)) is not None:
-            return given(self.model, row, kept)
-        made = compute(self.model, row, self.features, keep)
-        self.prefixes.put(key, made.kv)
-        return made
+        return cached(self.model, row, self.features, self.prefixes)
 
     def _answers(
         self, mades: Sequence[Prefill], prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int

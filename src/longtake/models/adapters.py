@@ -9,78 +9,102 @@ T tokens, I/O width in/out of a layer, r rank.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from longtake.errors import UserError
-from longtake.models.base import write_mark
 from longtake.models.quantize import library
 from longtake.protocols import Model
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NAME = "default"  # of the one adapter inside peft's modules
+NAME = "default"  # of the adapter that is trained, or answers, inside peft's modules
 Kind = Literal["lora", "alora"]
-OURS = frozenset({"r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}) | {
-    "rank_pattern", "alpha_pattern", "use_rslora", "alora_invocation_tokens", "base_model_name_or_path", "task_type",
-}  # fmt: skip
-ABOUT = frozenset({"peft_type", "peft_version", "auto_mapping", "inference_mode", "lora_dropout", "init_lora_weights"})
 
 
 class Delta:
-    """What every adapted layer adds, in the dtype of its input, while `acting`; a peft "variant" of the layer.
+    """What every adapted layer adds, in the dtype of its input: the adapter that acts; a peft "variant" of the layer.
 
     peft's own computes in the adapter's float32: with a bfloat16 base that is a float32 copy of every layer's input and
     output, and float32 products.
     """
 
     def __init__(self) -> None:
-        self.acting = True
+        self.acting: str | None = NAME
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """result [..., O] + B A x [..., I] · scale."""
-        if not self.acting:
+        """result [..., O] + B A x [..., I] · scale of the adapter that acts, if this layer has it."""
+        name = self.acting
+        if name is None or name not in module.lora_A:
             return result
-        a_rI, b_Or = (part[active_adapter].weight.to(x.dtype) for part in (module.lora_A, module.lora_B))
-        low_Tr = linear(x.flatten(0, -2), a_rI) * module.scaling[active_adapter]
+        a_rI, b_Or = (part[name].weight.to(x.dtype) for part in (module.lora_A, module.lora_B))
+        low_Tr = linear(x.flatten(0, -2), a_rI) * module.scaling[name]
         return torch.addmm(result.flatten(0, -2), low_Tr, b_Or.t()).view_as(result)
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The adapter on a model. Example: with model.adapter.off(): …  # the base model answers."""
+    """The adapter on a model, and further ones beside it on the same base: PPO's policy, value model, reward model.
+
+    Example: with model.adapter.off(): …  # the base model answers
+    with model.adapter.using("reward"): …  # another adapter acts
+    """
 
     kind: Kind
     config: Any  # peft.LoraConfig, as it is saved
     layers: Mapping[str, Any]  # name inside the network → peft LoRA layer
     delta: Delta
+    others: dict[str, Any] = field(default_factory=dict)  # name → its peft.LoraConfig
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """The base model alone, inside; may be nested, and costs nothing."""
-        before, self.delta.acting = self.delta.acting, False
+    def using(self, name: str | None) -> Iterator[None]:
+        """That adapter acts, inside; None = the base model alone. May be nested, and costs nothing."""
+        if name not in (None, NAME, *self.others):
+            raise ValueError(f"no adapter {name!r}: there are {', '.join((NAME, *self.others))}")
+        before, self.delta.acting = self.delta.acting, name
         try:
             yield
         finally:
             self.delta.acting = before
 
-    def weights(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by their name in adapter_model.safetensors."""
+    def off(self) -> AbstractContextManager[None]:
+        """The base model alone, inside."""
+        return self.using(None)
+
+    def weights(self, name: str = NAME) -> dict[str, nn.Parameter]:
+        """Parameters of an adapter by their name in adapter_model.safetensors."""
         return {
-            f"base_model.model.{name}.{part}.weight": getattr(layer, part)[NAME].weight
-            for name, layer in self.layers.items()
+            f"base_model.model.{layer_name}.{part}.weight": getattr(layer, part)[name].weight
+            for layer_name, layer in self.layers.items()
             for part in ("lora_A", "lora_B")
+            if name in layer.lora_A
         }
+
+    def add(self, name: str, config: Any, state: Mapping[str, Tensor], *, trainable: bool) -> None:
+        """Another adapter of the same kind, with the weights of `state` (names as in `weights`).
+
+        Raises ValueError for a name that is taken, and where `state` adapts a layer that this adapter does not.
+        """
+        if name in (NAME, *self.others):
+            raise ValueError(f"there is an adapter {name!r} already")
+        known = {f"base_model.model.{name}.{part}.weight" for name in self.layers for part in ("lora_A", "lora_B")}
+        if outside := sorted(set(state) - known):
+            raise ValueError(f"it adapts {outside[0]}, which the model's own adapter does not")
+        for layer_name, layer in self.layers.items():
+            for part in ("lora_A", "lora_B"):
+                found = state.get(f"base_model.model.{layer_name}.{part}.weight")
+                if found is None:
+                    continue
+                own, kept = getattr(layer, part), getattr(layer, part)[NAME].weight
+                own[name] = nn.Linear(found.shape[1], found.shape[0], bias=False, device=kept.device, dtype=kept.dtype)
+                own[name].weight = nn.Parameter(found.to(kept, copy=True), requires_grad=trainable)
+                layer.scaling[name] = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        self.others[name] = config
 
 
 def prepare(
@@ -131,55 +155,13 @@ def add_adapter(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.net.name_or_path or None,
     )
-    _inject(model, kind, config)
+    inject(model, kind, config)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # peft's A, but the same on every device and without the global generator
         for layer in model.adapter.layers.values():
             weight_rI = layer.lora_A[NAME].weight
             bound = 1 / math.sqrt(weight_rI.shape[1])
             weight_rI.copy_(torch.empty(weight_rI.shape).uniform_(-bound, bound, generator=random))
-
-
-def save(adapter: Adapter, folder: Path) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors as peft does: plain peft loads them on the base."""
-    base = adapter.config.base_model_name_or_path
-    if not base:
-        raise UserError("the adapter's base has no name", why="the model was not loaded from a folder or the hub")
-    content = {key: sorted(x) if isinstance(x, set) else x for key, x in adapter.config.to_dict().items()}
-    (folder / CONFIG).write_text(json.dumps(content | {"inference_mode": True}, indent=2, sort_keys=True) + "\n")
-    write_mark(folder, base)
-    state = {name: x.detach().contiguous() for name, x in adapter.weights().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def load_adapter(model: Model, folder: Path, saved: Mapping[str, Any]) -> None:
-    """Puts the adapter of `folder` on its base `model`; `saved` is the content of adapter_config.json.
-
-    Raises UserError if it is not a LoRA or aLoRA of this model's decoder layers.
-    """
-    _check(saved, folder)
-    header = saved.get("alora_invocation_tokens")
-    if header and header != list(model.header):
-        why = f"it acts from tokens {header} on, the model's assistant header is {list(model.header)}"
-        raise UserError("the aLoRA does not belong to this model's chat template", where=str(folder), why=why)
-    state = _read(folder)
-    another = f"the adapter was not made for {model.net.name_or_path or 'this model'}"
-    try:
-        config = library("peft").LoraConfig(**{key: value for key, value in saved.items() if key in OURS})
-        config.alora_invocation_tokens = None
-        config.base_model_name_or_path = model.net.name_or_path or None  # where it was found
-        _inject(model, "alora" if header else "lora", config)
-    except (ValueError, TypeError) as error:  # no such layer, one of a kind that peft does not know, a rank of "eight"
-        raise UserError(another, where=str(folder), why=str(error).splitlines()[0][:200]) from error
-    here = {name: tuple(x.shape) for name, x in model.adapter.weights().items()}
-    there = {name: tuple(x.shape) for name, x in state.items()}
-    if here != there:
-        name = min(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-        why = f"{name} is {there.get(name, 'not there')}, the model needs {here.get(name, 'none')}"
-        raise UserError(another, where=str(folder), why=why)
-    with torch.no_grad():
-        for name, x in model.adapter.weights().items():
-            x.copy_(state[name])
 
 
 def merge(model: Model) -> None:
@@ -225,7 +207,7 @@ def _linears(model: Model) -> list[str]:
     return sorted(adapted.union(name for name in names if not name.startswith(inner)) if inner else names)
 
 
-def _inject(model: Model, kind: Kind, config: Any) -> None:
+def inject(model: Model, kind: Kind, config: Any) -> None:
     """Puts peft's layers into the network and the switch into them. Raises ValueError where peft does."""
     peft = library("peft")
     allowed = set(_linears(model))
@@ -243,27 +225,3 @@ def _inject(model: Model, kind: Kind, config: Any) -> None:
     if kind == "alora":  # set only now: peft's own layers would wait for offsets from peft's own forward
         config.alora_invocation_tokens = list(model.header)
     model.adapter = Adapter(kind, config, layers, delta)
-
-
-def _check(saved: Mapping[str, Any], folder: Path) -> None:
-    """Refuses what would not act here as it acted where it was trained."""
-    kind = saved.get("peft_type")
-    if kind != "LORA":
-        raise UserError("unsupported adapter", where=str(folder), why=f"peft_type is {kind!r}; longtake has LORA")
-    usual = library("peft").LoraConfig().to_dict()
-    odd = {key: value for key, value in saved.items() if key not in OURS | ABOUT and value and value != usual.get(key)}
-    if saved.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        odd["init_lora_weights"] = saved["init_lora_weights"]  # such as PiSSA, which changes the base
-    if odd:
-        why = ", ".join(f"{key} is {value!r}" for key, value in sorted(odd.items()))[:200]
-        raise UserError("unsupported adapter", where=str(folder), why=why)
-
-
-def _read(folder: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise UserError(f"{WEIGHTS} is missing", where=str(folder), fix="copy the adapter again") from error
-    except (SafetensorError, OSError) as error:
-        why = str(error).splitlines()[0][:200]
-        raise UserError("the adapter's weights are damaged", where=str(folder / WEIGHTS), why=why) from error

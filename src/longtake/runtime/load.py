@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from longtake.errors import UserError
-from longtake.models import adapters
+from longtake.models import adapter_files, adapters, heads
 from longtake.models.base import check_mark
 from longtake.models.pixels import Pixels
 from longtake.models.quantize import check_quantize, nf4
@@ -45,10 +45,10 @@ def load_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"no dtype {dtype!r}", fix="one of auto, " + ", ".join(DTYPES))
     check_quantize(quantize)
-    folder = _folder(name_or_path)
-    saved = _json(folder / adapters.CONFIG) if (folder / adapters.CONFIG).is_file() else None
-    name, base = (str(name_or_path), folder) if saved is None else _base(folder, saved)
-    family = _family(_json(base / "config.json"), base)
+    folder = find_folder(name_or_path)
+    saved = read_json(folder / adapter_files.CONFIG) if (folder / adapter_files.CONFIG).is_file() else None
+    name, base = (str(name_or_path), folder) if saved is None else base_of(folder, saved)
+    family = _family(read_json(base / "config.json"), base)
     _check_weights(base)
     where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -58,25 +58,26 @@ def load_model(
         raise UserError(error.what, where=error.where or str(base), why=error.why, fix=error.fix) from error
     model.net.name_or_path = str(base.resolve()) if Path(name).expanduser().exists() else name  # an adapter's base
     if saved is not None:
-        adapters.load_adapter(model, folder, saved)
+        adapter_files.load_adapter(model, folder, saved)
+    heads.load(model, folder)
     return model
 
 
-def _base(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
+def base_of(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
     """Name and folder of the model that the adapter in `folder` was trained on."""
     if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise UserError("both a model and an adapter", where=str(folder), fix="keep them in a folder each")
     name = str(saved.get("base_model_name_or_path") or "")
     beside = folder / name
-    fix = f"put it there, or correct base_model_name_or_path in {folder / adapters.CONFIG}"
+    fix = f"put it there, or correct base_model_name_or_path in {folder / adapter_files.CONFIG}"
     if not name:
         raise UserError("the adapter names no base model", where=str(folder), fix="add base_model_name_or_path")
     here = Path(name).expanduser()
     path = here if os.path.exists(here) else beside if os.path.exists(beside) else None
     if path is None and not HUB_ID.fullmatch(name):
         raise UserError("the adapter's base model is missing", where=name, fix=fix)
-    base = _folder(path or name)
-    if (base / adapters.CONFIG).is_file():
+    base = find_folder(path or name)
+    if (base / adapter_files.CONFIG).is_file():
         raise UserError("the adapter's base is an adapter itself", where=str(base), fix="merge that one into its base")
     if path is not None:
         check_mark(folder, base)
@@ -110,7 +111,7 @@ def _family(config: dict[str, Any], folder: Path) -> Family:
     raise UserError("unsupported model", where=str(folder), why=why, fix=f"did you mean {near[0]}?" if near else "")
 
 
-def _folder(name_or_path: str | Path) -> Path:
+def find_folder(name_or_path: str | Path) -> Path:
     """The folder itself, or the local copy of a hub repository."""
     path = Path(name_or_path).expanduser()
     if os.path.isfile(path):  # not Path's: it raises where a folder above is closed to us
@@ -123,7 +124,7 @@ def _folder(name_or_path: str | Path) -> Path:
                 fix="a folder with config.json, or a hub id like Qwen/Qwen3-VL-2B-Instruct",
             )
         path = download(str(name_or_path))
-    if not any((path / name).is_file() for name in ("config.json", adapters.CONFIG)):
+    if not any((path / name).is_file() for name in ("config.json", adapter_files.CONFIG)):
         names = sorted(entry.name for entry in path.iterdir())
         there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
         raise UserError("not a model: no config.json", where=str(path), why=f"the folder holds {there}")
@@ -133,7 +134,7 @@ def _folder(name_or_path: str | Path) -> Path:
 def _check_weights(folder: Path) -> None:
     """Every weight file is there and as long as its header says."""
     index = folder / "model.safetensors.index.json"
-    named = _json(index).get("weight_map") if index.exists() else {"": "model.safetensors"}
+    named = read_json(index).get("weight_map") if index.exists() else {"": "model.safetensors"}
     if not isinstance(named, dict):
         raise UserError("the list of weight files is damaged", where=str(index), why="no weight_map", fix=AGAIN)
     names = sorted(map(str, set(named.values())))
@@ -183,13 +184,13 @@ def _tokenizer(folder: Path) -> Any:
         folder / "chat_template.json"
     )  # where checkpoints of 2025 keep it; transformers reads it for processors only
     if not tokenizer.chat_template and legacy.is_file():
-        tokenizer.chat_template = _json(legacy).get("chat_template")
+        tokenizer.chat_template = read_json(legacy).get("chat_template")
     return tokenizer
 
 
 def _pixels(folder: Path) -> Pixels:
     """The processor's constants, from wherever this version of transformers or an earlier one has put them."""
-    nested = _json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
+    nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
     image, video = (nested.get(f"{kind}_processor") or _first(folder, kind) for kind in ("image", "video"))
     if video is None:
         fix = "copy video_preprocessor_config.json from its base model"
@@ -225,11 +226,11 @@ def _first(folder: Path, kind: str) -> dict[str, Any] | None:
     names = ("preprocessor_config.json", "video_preprocessor_config.json")
     for name in names if kind == "image" else names[::-1]:
         if (folder / name).is_file():
-            return _json(folder / name)
+            return read_json(folder / name)
     return None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -246,8 +247,9 @@ def weights_version(model: Model) -> str:
 
 def base_version(model: Model) -> str:
     """16 hex digits of the network without its adapter."""
-    aside = frozenset() if model.adapter is None else frozenset(map(id, model.adapter.weights().values()))
-    return _fingerprint(model.net, "", aside)
+    own = model.adapter
+    aside = () if own is None else (id(x) for name in (adapters.NAME, *own.others) for x in own.weights(name).values())
+    return _fingerprint(model.net, "", frozenset(aside))
 
 
 def tower_fingerprint(model: Model) -> str:

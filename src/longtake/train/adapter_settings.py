@@ -13,7 +13,7 @@ class Adapter(Settings):
     """LoRA (arXiv 2106.09685), activated LoRA (arXiv 2504.12397), QLoRA (arXiv 2305.14314), or none of them."""
 
     kind: Literal["full", "lora", "alora"] = Field(
-        "full", description="full: every weight; lora: an adapter; alora: one that acts on answers only"
+        "lora", description="lora: an adapter; alora: one that acts on answers only; full: every weight"
     )
     rank: int = Field(32, ge=1, description="of the adapter's matrices")
     alpha: float = Field(64.0, gt=0, description="the adapter acts with alpha / rank")

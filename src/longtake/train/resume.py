@@ -25,6 +25,7 @@ class Progress:
     taken: int = 0  # places of the data walk used up
     done: bool = False
     reason: str = ""  # why it ended
+    beta: float | None = None  # the KL's weight, where it follows the KL
 
 
 def save(folder: Path, progress: Progress, model: Model, optimizer: torch.optim.Optimizer, keep: int = 1) -> Path:

@@ -108,8 +108,13 @@ class Trains(Protocol):
     def memory(self) -> Memory: ...
 
 
-def open_session(config: Trains, log: Log, *, train_vision: bool = False) -> Session:
-    """Loads the newest checkpoint of the run's folder, else its model; metrics after the checkpoint are dropped."""
+def open_session(
+    config: Trains, log: Log, *, train_vision: bool = False, dress: Callable[[Model, Path | None], None] | None = None
+) -> Session:
+    """Loads the newest checkpoint of the run's folder, else its model; metrics after the checkpoint are dropped.
+
+    dress: puts on the model what else it trains or asks (heads, further adapters); gets the checkpoint if there is one.
+    """
     folder, optim, own = config.out, config.optim, config.adapter
     found = resume.latest(folder / "checkpoints")
     progress = found[0] if found else resume.Progress()
@@ -120,12 +125,15 @@ def open_session(config: Trains, log: Log, *, train_vision: bool = False) -> Ses
     with log.phase("load"):
         model = _model(found[1] if found else None, config.model, config.dtype, own.quantize)
     prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
+    if dress is not None:
+        dress(model, found[1] if found else None)
     for part in model.tower.parameters():
         part.requires_grad_(train_vision)
     passes = _passes(config, model, log)
     if passes.keep != "graph" or not passes.prefix_gradient or own.kind == "alora":  # a graph holds all as it is
         tile(pointwise(model.layers, model.norm), config.memory.tile)
-    params = [p for p in model.net.parameters() if p.requires_grad]
+    modules = (model.net, *model.heads.values())
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
     if found:
         resume.load_optimizer(found[1], optimizer)

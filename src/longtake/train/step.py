@@ -8,12 +8,12 @@ R answer tokens, A those that are fed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from longtake.errors import UserError
 from longtake.maths.logprob import score_tokens
@@ -38,24 +38,70 @@ class Sums:
     entropy: float = 0.0
     clipped: float = 0.0
     kl: float = 0.0  # k3 estimate of KL(old || new)
-    tokens: float = 0.0
+    tokens: float = 0.0  # what the loss counts: tokens, or pairs
+    watched: Mapping[str, float] = field(default_factory=dict)  # what a loss watches beside these
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(*(getattr(self, name) + getattr(other, name) for name in Sums.__slots__))
+        names = self.watched.keys() | other.watched.keys()
+        watched = {name: self.watched.get(name, 0.0) + other.watched.get(name, 0.0) for name in sorted(names)}
+        added = {name: getattr(self, name) + getattr(other, name) for name in Sums.__slots__ if name != "watched"}
+        return Sums(**added, watched=watched)
 
     def means(self) -> dict[str, float]:
         """What to watch, per token; nan where there was none."""
         tokens = self.tokens or math.nan
         return {"entropy": self.entropy / tokens, "clipped": self.clipped / tokens, "kl": self.kl / tokens}
 
+    def watched_means(self) -> dict[str, float]:
+        """What the loss watches, per token or pair."""
+        return {name: value / (self.tokens or math.nan) for name, value in self.watched.items()}
+
+
+class Goal(Protocol):
+    """What a step minimises: a function of the hidden states that predict the answers' tokens."""
+
+    @property
+    def together(self) -> int:
+        """Answers that are in one forward, because the loss of one depends on the others: 2 for pairs."""
+
+    def __call__(self, model: Model, hidden_RE: Tensor, row: AnswerRow) -> tuple[LossTerms, Tensor]:
+        """The sum over `row`, and the entropy of its tokens (0 where there is none)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is minimised. Example: Objective(cross_entropy, on_policy=True)."""
+    """A loss on log-probabilities. Example: Objective(cross_entropy, on_policy=True)."""
 
     loss: Loss
     on_policy: bool  # the weights are those that sampled: the ratio is 1, old log-probabilities are the new ones
     temperature: float = 1.0  # of the policy, as it sampled; 1 for supervised rows
+    together: int = 1
+
+    def __call__(self, model: Model, hidden_RE: Tensor, row: AnswerRow) -> tuple[LossTerms, Tensor]:
+        """See Goal."""
+        scored = score_tokens(model.head, hidden_RE, row.target_R, temperature=self.temperature)
+        old_R = scored.logprob_R.detach() if self.on_policy else row.old_logprob_R
+        terms = self.loss(scored.logprob_R, old_R, row.weight_R, row.answer_R)
+        return terms, torch.where(row.weight_R != 0, scored.entropy_R, 0).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarObjective:
+    """A loss on what a scalar head says of the states before the answers' tokens (models.heads).
+
+    Its columns of the row are its own business: see the losses. Example: ScalarObjective("value", partial(…)).
+    """
+
+    head: str  # whose: the name of an adapter
+    loss: Loss  # gets scalars in place of log-probabilities
+    weight: float = 1.0  # of the loss, beside others on the same weights' norm
+    together: int = 1
+
+    def __call__(self, model: Model, hidden_RE: Tensor, row: AnswerRow) -> tuple[LossTerms, Tensor]:
+        """See Goal."""
+        scalar_R = model.heads[self.head](hidden_RE)
+        terms = self.loss(scalar_R, row.old_logprob_R, row.weight_R, row.answer_R)
+        return replace(terms, total=terms.total * self.weight), scalar_R.new_zeros(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +134,7 @@ def backward(
     model: Model,
     features: FeaturesOf,
     row: PrefixRow,
-    objective: Objective,
+    objective: Goal,
     passes: Passes = EXACT,
     made: Prefill | None = None,
     scale: float = 1.0,
@@ -108,7 +154,7 @@ def backward(
             made = compute(model, stem(row), features, passes.keep if scale and not lead(model) else "nothing")
     sums = Sums()
     with explained("answers", facts):
-        parts = list(answer_rows(row, passes.answer_tokens))
+        parts = list(answer_rows(row, passes.answer_tokens, objective.together))
         for part in parts:
             sums += _answers(model, made, part, objective, once=len(parts) == 1)
     if made.keep != "nothing":
@@ -117,16 +163,47 @@ def backward(
     return sums
 
 
-def _answers(model: Model, made: Prefill, row: AnswerRow, objective: Objective, *, once: bool) -> Sums:
+def _answers(model: Model, made: Prefill, row: AnswerRow, objective: Goal, *, once: bool) -> Sums:
     """The same for some answers on their prefixes, whose share of the gradient stays in `made`."""
-    row = replace(row, **{name: getattr(row, name).to(model.net.device) for name in ON_DEVICE})
-    hidden_RE = extend(model, made, row, once=once)
-    scored = score_tokens(model.head, hidden_RE, row.target_R, temperature=objective.temperature)
-    old_R = scored.logprob_R.detach() if objective.on_policy else row.old_logprob_R
-    terms: LossTerms = objective.loss(scored.logprob_R, old_R, row.weight_R, row.answer_R)
+    row = on_device(row, model)
+    terms, entropy = objective(model, extend(model, made, row, once=once), row)
     terms.total.backward()
-    entropy = torch.where(row.weight_R != 0, scored.entropy_R, 0).sum()
-    return Sums(*(float(x.detach()) for x in (terms.total, entropy, terms.clipped, terms.kl_k3, terms.count)))
+    loss, spread, clipped, kl, count = (
+        float(x.detach()) for x in (terms.total, entropy, terms.clipped, terms.kl_k3, terms.count)
+    )
+    return Sums(loss, spread, clipped, kl, count, {name: float(x.detach()) for name, x in terms.watched.items()})
+
+
+def on_device(row: AnswerRow, model: Model) -> AnswerRow:
+    """The row with its tensors where the model is."""
+    return replace(row, **{name: getattr(row, name).to(model.net.device) for name in ON_DEVICE})
+
+
+@torch.no_grad()
+def read_out(
+    model: Model,
+    features: FeaturesOf,
+    row: PrefixRow,
+    of: Callable[[Tensor, AnswerRow], Tensor],
+    passes: Passes = EXACT,
+    made: Prefill | None = None,
+) -> Tensor:
+    """[R] on the CPU: what `of` makes of the states that predict the answers' tokens, prefixes computed once.
+
+    of: (hidden_RE, answers) → [R]; made: the row's prefixes, if they are known. Nothing is kept for a backward. Raises
+    UserError where memory is short.
+    """
+
+    def facts() -> Facts:
+        visual, most = int(row.visual_T.sum()), passes.answer_tokens
+        return facts_of(model, row.layout, "nothing", visual=visual, answer_tokens=most)
+
+    if made is None:
+        with explained("prefill", facts):
+            made = compute(model, stem(row), features, "nothing")
+    with explained("answers", facts):
+        parts = [on_device(part, model) for part in answer_rows(row, passes.answer_tokens)]
+        return torch.cat([of(extend(model, made, part), part).cpu() for part in parts])
 
 
 def step_optimizer(
