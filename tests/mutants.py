@@ -23,7 +23,15 @@ import torch
 import torch.testing
 import torch.utils.checkpoint
 from hypothesis import strategies
-from tests import mutants_answers, mutants_core, mutants_loop, mutants_losses, mutants_prefix, mutants_table
+from tests import (
+    mutants_answers,
+    mutants_core,
+    mutants_loop,
+    mutants_losses,
+    mutants_prefix,
+    mutants_table,
+    mutants_turns,
+)
 from tests.mutants_table import Mutant
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +40,7 @@ TABLES = (
     mutants_answers,
     mutants_prefix,
     mutants_core,
+    mutants_turns,
     mutants_table,
     mutants_losses,
 )  # the slowest first

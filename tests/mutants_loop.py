@@ -69,7 +69,6 @@ SFT = breaks(
     "recipes/sft.py",
     ("session.step(count, optim", "session.step(1.0, optim", "the summed gradient undivided"),
     ("taken=session.progress.taken + len(batch)", "taken=session.progress.taken + 1", "the walk over rows"),
-    ("shuffle=config.shuffle", "shuffle=True", "always shuffled"),
 )
 
 DIFFICULTY = breaks(
@@ -213,14 +212,6 @@ SUPERVISED = breaks(
     "train/supervised.py",
     ("count += float(row.weight_R.sum())", "count += len(row.weight_R)", "tokens counted, not weights"),
     ("count += float(row.weight_R.sum())", "count = float(row.weight_R.sum())", "the last row's weights counted"),
-    ("(*weights, spans[-1].weight)", "(*weights, 1.0)", "the end token's weight"),
-    ("return (*ids, end), (*weights, spans[-1].weight)", "return tuple(ids), tuple(weights)", "no end token"),
-    (
-        "for piece, weight in pieces for _ in piece]",
-        "for piece, _ in pieces for weight in [spans[0].weight] * len(piece)]",
-        "the first span's weight",
-    ),
-    ("if len(taken) == size or (", "if len(taken) == (size or 0) + 1 or (", "a question too many"),
     ("session.passes, scale=scale)", "session.passes, scale=1.0)", "the scale of prefixes forgotten"),
     ("[each.weights for each in run]", "[[[1.0] * len(ids) for ids in each.ids] for each in run]", "no weights"),
 )

@@ -102,16 +102,16 @@ ROWS = [(page, said, text) for page in PAGES for said, text in blocks(page, "jso
 
 @pytest.mark.parametrize(("page", "said", "text"), ROWS)
 def test_rows_that_are_shown_are_read(page: Path, said: str, text: str, tmp_path: Path) -> None:
-    """The same question in every format; `learn` marks rows for sft."""
+    """The same question in every format; `learn` marks rows for sft, `picture` those about a picture."""
     file = tmp_path / "rows.jsonl"
     file.write_text(text)
     questions, bad = sift_questions(file)
     assert not bad
     (question,) = questions
     assert (question.options, question.answer) == (("left", "middle", "right"), "B")
-    assert question.video == str(tmp_path / "films" / "7.mp4")
+    assert question.video == str(tmp_path / ("cups/7.png" if "picture" in said else "films/7.mp4"))
     examples, without = sift_examples(file)
-    assert (len(examples), len(without)) == ((1, 0) if said == "learn" else (0, 1))
+    assert (len(examples), len(without)) == ((1, 0) if "learn" in said else (0, 1))
 
 
 def test_the_reward_that_is_shown_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ F frames, P prefix tokens, R answer tokens, G answers, N questions, T packed tok
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ class FramePolicy:
     start: float = 0.0  # window, seconds; end None = end of film
     end: float | None = None
     max_pixels: int | None = None  # per frame, beside the model's own limit
+    image: bool = False  # a picture, shown as the family shows pictures: no times, limits of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,12 @@ class Receipt:
     padded: int  # frames repeated at the end to fill a temporal patch
     tokens: int  # visual tokens they became (0 before a model counted them)
     cut: str  # what was left out and why, "" if nothing: "capped at 64 of 128 frames asked for"
+    image: bool = False  # it was one picture, and the model was shown a picture, no film
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about at most one film, with what is known about the truth.
+    """One question about at most one film or picture, with what is known about the truth.
 
     Example: Question("cups-7", "films/7.mp4", "Where is the ball now?", ("left", "middle", "right"), "B", "spatial").
     """
@@ -82,10 +84,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of answer text and the weight of its tokens in the loss (0 = read, not learned)."""
+    """A piece of answer text and the weight of its tokens in the loss (0 = read, not learned).
+
+    In a conversation of several turns, one of role "user" is a later user turn, read between two answers.
+    Example: (Span("Left."), Span("And then?", 0.0, "user"), Span("Right.")).
+    """
 
     text: str
     weight: float = 1.0
+    role: Literal["assistant", "user"] = "assistant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,23 @@ class Example:
 
     question: Question
     targets: tuple[tuple[Span, ...], ...]  # [G] answers, each in spans
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one question, the better first; several pairs may ask the same question.
+
+    Example: Pair("cups-7#0", question, "In the left cup.", "In the right cup.", 2.0, (4.0, 2.0), "judge").
+    """
+
+    id: str
+    question: Question
+    chosen: str
+    rejected: str
+    margin: float | None = None  # how much better; None = nobody said
+    scores: tuple[float, float] | None = None  # of chosen and rejected
+    source: str = ""  # whose preference: "judge", "human", …
+    row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # the JSON row
 
 
 @dataclass(frozen=True, slots=True)

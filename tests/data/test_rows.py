@@ -144,23 +144,6 @@ def test_nested_questions(tmp_path: Path) -> None:
     assert last.id == "9"
 
 
-def test_conversations_are_one_question_a_pair_of_turns(tmp_path: Path) -> None:
-    turns = ["<image>\nWhere?\nA. left\nB. right", "B.", "Who?", "A man."]
-    talk = [{"from": speaker, "value": value} for speaker, value in zip(["human", "gpt"] * 2, turns, strict=True)]
-    again = [{"from": "human", "value": "<image>\nWhen?"}, {"from": "gpt", "value": "At noon."}]
-    path = lines(
-        tmp_path,
-        {"id": "v", "conversations": talk, "video": "a.mp4"},
-        {"id": "v", "conversations": again, "video": "a.mp4"},
-    )
-    examples = read_examples(path)
-    assert [example.question.id for example in examples] == ["v", "v#2", "v#3"]
-    assert examples[0].question.text == "Where?\nA. left\nB. right"
-    assert (examples[0].question.options, examples[0].question.answer) == (("left", "right"), "B")
-    assert (examples[1].question.options, examples[1].question.answer) == ((), "A man.")
-    assert [example.targets[0][0].text for example in examples] == ["B.", "A man.", "At noon."]
-
-
 @pytest.mark.parametrize(
     "written",
     [

@@ -72,6 +72,7 @@ def test_what_the_row_held_beside_is_kept(tmp_path: Path) -> None:
     row = canonical(question, tmp_path)
     assert (row["source"], row["tags"]) == ("mine", ["x", "y"])
     assert "weight" not in row
-    assert row["messages"][1:] == ROWS["window"]["messages"][1:]  # easy and hard rows go on to sft
+    half = [{"type": "text", "text": "a swap", "weight": 0.5}]
+    assert row["messages"][1:] == [{"role": "assistant", "content": half}]  # easy and hard rows go on to sft
     assert row["messages"][0]["content"][0] == ROWS["window"]["messages"][0]["content"][0]
     json.dumps(row)

@@ -1,4 +1,4 @@
-"""Pass rates and the three files they make, the same however often the run was killed."""
+"""Pass rates and the files they make, the same however often the run was killed."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ def test_a_kill_changes_nothing(config: Make, death: Death) -> None:
     assert read_json(cut.out / "run.json")["status"] == "running"
     run(cut)
     assert splits(cut.out) == splits(whole.out)
+    assert (cut.out / "right.jsonl").read_bytes() == (whole.out / "right.jsonl").read_bytes()
     assert summary(cut.out) == summary(whole.out)
     assert (cut.out / "rates.jsonl").read_bytes() == (whole.out / "rates.jsonl").read_bytes()
     assert metrics(cut.out) == metrics(whole.out)

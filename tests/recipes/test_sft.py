@@ -17,6 +17,7 @@ from longtake.errors import UserError
 from longtake.log import read_json, read_jsonl
 from longtake.recipes import sft
 from longtake.train import supervised
+from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 from longtake.train.settings import Optim
 
@@ -45,6 +46,7 @@ def config(world: World, tmp_path: Path) -> Make:
         given = {
             "rows": world.rows("sft"), "model": world.model, "out": tmp_path / name, "steps": 7, "batch": 3,
             "checkpoint_every": 2, "video": world.video(), "optim": FAST, "seed": 1,
+            "adapter": Adapter(kind="full"),
         }  # fmt: skip
         return sft.Config(**given | changed)
 
@@ -56,7 +58,8 @@ def curriculum(world: World, config: Make) -> Make:
     """Clips and stories by batch, with the tower trained: no feature is cached."""
     return lambda name="run", **changed: sft.Config(
         rows=world.rows("base"), model=world.model, out=config(name).out, batch_by="row", shuffle=False,
-        train_vision=True, steps=7, checkpoint_every=2, video=world.video(), optim=FAST, **changed,
+        train_vision=True, steps=7, checkpoint_every=2, video=world.video(), optim=FAST,
+        adapter=Adapter(kind="full"), **changed,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from longtake.train.resume import Progress
 from longtake.train.session import Session, decode, encode, open_session
 from longtake.train.settings import Video
 from longtake.train.supervised import backward_items, end_at, greedy_accuracy, item, next_batch, tokens_of
+from longtake.train.walk import Stage, Walk
 
 WORDS = tiny.tokenizer()
 END = WORDS.eos_token_id
@@ -36,11 +37,15 @@ def examples(*batches: int) -> list[Example]:
     return [Example(Question(f"q{n}", None, "?", row={"batch": b}), ()) for n, b in enumerate(batches)]
 
 
+def plain(rows: list[Example], size: int | None, shuffle: bool = False) -> Walk:
+    return Walk((Stage(tuple(rows), 0),), size, shuffle, 0)
+
+
 def walk(session: Session, rows: list[Example], size: int | None, steps: int, **settings: Any) -> list[list[str]]:
     """Ids of the questions of each step."""
     found = []
     for step in range(steps):
-        taken = next_batch(session, rows, size, Video(frames=(4, 8)), **({"shuffle": False, "seed": 0} | settings))
+        taken = next_batch(session, plain(rows, size, **settings), Video(frames=(4, 8)))
         found.append([example.question.id for _, example in taken])
         progress = replace(session.progress, step=step + 1, taken=session.progress.taken + len(taken))
         session.progress = progress
@@ -69,12 +74,12 @@ def test_shuffled_epochs_hold_every_question(session: Session) -> None:
 def test_frames_of_a_step_do_not_depend_on_the_rest_of_the_batch(session: Session) -> None:
     rows = examples(*[0] * 40)
     video = Video(frames=(4, 8))
-    many = next_batch(session, rows, 40, video, shuffle=False, seed=0)
-    few = next_batch(session, rows, 3, video, shuffle=False, seed=0)
+    many = next_batch(session, plain(rows, 40), video)
+    few = next_batch(session, plain(rows, 3), video)
     assert few == many[:3]
     assert {look.policy.frames for look, _ in many} == {4, 8}
     session.progress = Progress(1, 0)
-    later = next_batch(session, rows, 40, video, shuffle=False, seed=0)
+    later = next_batch(session, plain(rows, 40), video)
     assert [look.policy for look, _ in later] != [look.policy for look, _ in many]
 
 
@@ -88,7 +93,7 @@ def test_targets_are_words_with_weights_and_an_end() -> None:
 def test_an_item_is_a_prompt_with_all_its_answers(session: Session, world: World) -> None:
     example = read_examples(world.rows("sft"))[0]
     asked = example.question
-    ((look, _),) = next_batch(session, [example], 1, world.video(4), shuffle=False, seed=0)
+    ((look, _),) = next_batch(session, plain([example], 1), world.video(4))
     encode(session.films, [look], silent())
     made = item(session, look, example)
     assert made.prompt.id == asked.id
@@ -102,7 +107,7 @@ def test_an_item_is_a_prompt_with_all_its_answers(session: Session, world: World
 
 def test_a_step_without_weights_is_refused(session: Session, world: World) -> None:
     example = Example(Question("idle", None, "what happens ?"), ((Span("left", 0.0),),))
-    ((look, _),) = next_batch(session, [example], 1, Video(), shuffle=False, seed=0)
+    ((look, _),) = next_batch(session, plain([example], 1), Video())
     with pytest.raises(UserError, match="nothing to learn") as caught:
         backward_items(session, [item(session, look, example)], 100)
     assert "idle" in str(caught.value)

@@ -18,9 +18,10 @@ import numpy as np
 
 from longtake.data import tierfile
 from longtake.data.frames import Chosen, check, choose
+from longtake.data.pictures import decoder_of, film_stamp
 from longtake.data.quarantine import Quarantine
 from longtake.data.tierfile import Damaged, Part, Shelf, Stored
-from longtake.data.video import Decoder, FileStamp, PyAV, Size, VideoError, stamp_of
+from longtake.data.video import Decoder, FileStamp, PyAV, Size, VideoError
 from longtake.data.workers import Fit, complete_in_processes
 from longtake.errors import UserError
 from longtake.log import append_jsonl, read_jsonl, writing
@@ -45,9 +46,9 @@ class FrameTier:
 
     def film(self, path: Path | str) -> Film:
         """What the film is; opened only if its size or date has changed since any process asked. Raises VideoError."""
-        stamp = stamp_of(path)
+        stamp = film_stamp(path)
         if stamp not in self._films:
-            self._films[stamp] = film = self._decoder.probe(path)
+            self._films[stamp] = film = decoder_of(path, self._decoder).probe(path)
             row = {"path": stamp[0], "size": stamp[1], "mtime": stamp[2], "film": asdict(film)}
             with self._lock("films"):
                 append_jsonl(self.folder / "films.jsonl", row)
@@ -125,15 +126,15 @@ class FrameTier:
     def complete(self, path: Path | str, policies: Sequence[FramePolicy], fit: Fit, doubted: bool = False) -> None:
         """Decode what of these policies is missing; `doubted` checks every stored pixel first. Raises VideoError."""
         film = self.film(path)
-        file = self._file(film.content)
+        file, decoder = self._file(film.content), decoder_of(path, self._decoder)
         with self._lock(film.content[:2]):
             stored, damage = _read(file)
-            times_N = stored.times_N if stored else self._decoder.times(film)
+            times_N = stored.times_N if stored else decoder.times(film)
             wanted = _wanted(film, policies, times_N, fit)
-            if self._enough(stored, wanted) and not doubted:
+            if _enough(stored, wanted, decoder) and not doubted:
                 return
             kept: dict[Size, Shelf] = {}
-            if stored and stored.backend == self._decoder.name:  # frames of two decoders are never mixed
+            if stored and stored.backend == decoder.name:  # frames of two decoders are never mixed
                 try:
                     kept = {part.size: tierfile.shelf(file, part) for part in stored.parts}
                 except Damaged as error:
@@ -147,12 +148,12 @@ class FrameTier:
             need = {size: indices for size, indices in need.items() if indices}
             if not need:
                 return
-            clips = self._decoder.decode_many(film, [(indices, size) for size, indices in need.items()])
+            clips = decoder.decode_many(film, [(indices, size) for size, indices in need.items()])
             row = {"content": film.content, "path": film.path, "damage": damage}
             for (size, indices), (frames, seconds) in zip(need.items(), clips, strict=True):
                 fresh = Shelf(tuple(indices), seconds, frames)
                 kept[size] = kept[size].with_more(fresh) if size in kept else fresh
-            tierfile.write(file, film, self._decoder.name, times_N, kept)
+            tierfile.write(file, film, decoder.name, times_N, kept)
             with self._lock("decodes"):
                 append_jsonl(self.folder / "decodes.jsonl", row)
 
@@ -163,8 +164,11 @@ class FrameTier:
             if stored:
                 chosen, size = _plan(film, policy, stored.times_N, fit)
                 part = stored.part(size)
-                if part and self._enough(stored, {size: set(chosen.indices)}):
-                    return part, _receipt(film, stored.backend, chosen, part, temporal_patch)
+                if part and _enough(stored, {size: set(chosen.indices)}, decoder_of(path, self._decoder)):
+                    receipt = _receipt(film, stored.backend, chosen, part, temporal_patch)
+                    if policy.image:  # which has no rate either
+                        receipt = replace(receipt, image=True, backend=receipt.backend.partition(",")[0])
+                    return part, receipt
             self.complete(path, [policy], fit)
             stored, _ = _read(self._file(film.content))
         raise UserError(
@@ -174,11 +178,11 @@ class FrameTier:
     def _ready(self, path: Path, policies: Sequence[FramePolicy], fit: Fit) -> bool:
         """Whether nothing of these policies is missing, as far as can be told without opening the film."""
         try:
-            film = self._films.get(stamp_of(path))
+            film = self._films.get(film_stamp(path))
             stored = _read(self._file(film.content))[0] if film else None
             if film is None or stored is None:
                 return False
-            return self._enough(stored, _wanted(film, policies, stored.times_N, fit))
+            return _enough(stored, _wanted(film, policies, stored.times_N, fit), decoder_of(path, self._decoder))
         except VideoError:
             return False  # whoever tries to complete the film says why
 
@@ -188,9 +192,6 @@ class FrameTier:
         except VideoError as error:
             return error
         return None
-
-    def _enough(self, stored: Stored | None, wanted: Mapping[Size, set[int]]) -> bool:
-        return stored is not None and stored.backend == self._decoder.name and stored.holds(wanted)
 
     def _file(self, content: str) -> Path:
         return self.folder / f"{content}.safetensors"
@@ -216,9 +217,14 @@ def _plan(film: Film, policy: FramePolicy, times_N: np.ndarray | None, fit: Fit)
     """Frames and their size. A policy that does not fit this film is the film's failure: VideoError."""
     try:
         chosen = choose(film, policy, times_N)
-        return chosen, fit(film.width, film.height, len(chosen.indices), policy.max_pixels)
+        frames = None if policy.image else len(chosen.indices)
+        return chosen, fit(film.width, film.height, frames, policy.max_pixels)
     except UserError as error:
         raise VideoError(error.what, where=error.where or film.path, why=error.why, fix=error.fix) from error
+
+
+def _enough(stored: Stored | None, wanted: Mapping[Size, set[int]], decoder: Decoder) -> bool:
+    return stored is not None and stored.backend == decoder.name and stored.holds(wanted)
 
 
 def _wanted(film: Film, policies: Sequence[FramePolicy], times_N: np.ndarray | None, fit: Fit) -> dict[Size, set[int]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from longtake.data.album import is_picture, is_rated, rated, written
 from longtake.data.jsonrows import Malformed
 from longtake.records import FramePolicy, Span
 
 ID = ("id", "problem_id", "question_id", "uid", "q_uid", "qid")
 FILM = ("video", "videos", "path", "video_path", "videoID", "video_id", "video_name", "key")
-KIND = ("kind", "task_type", "question_type", "question_category", "problem_type", "data_source")
+KIND = ("kind", "task_type", "question_type", "question_category", "problem_type", "data_source", "src_data")
 SHAPES = {
     "multiple choice",
     "numerical",
@@ -28,9 +32,9 @@ LOOK_TOO = {
     "total_pixels",
     "resized_height",
     "resized_width",
-    "sample_fps",
     "raw_fps",
 }  # refused
+_ENDING = re.compile(r"\.\d?[A-Za-z][A-Za-z0-9]{1,4}$")  # of a file's name; "0.0_20.5" has none
 
 
 def first(row: dict[str, Any], keys: Sequence[str]) -> Any:
@@ -74,7 +78,7 @@ def evidence_of(row: dict[str, Any]) -> tuple[tuple[float, float], ...]:
         if not (
             isinstance(pair, list)
             and len(pair) == 2
-            and all(_is_number(second) for second in pair)
+            and all(is_number(second) for second in pair)
             and pair[0] <= pair[1]
         ):
             raise Malformed(f"`evidence` must be pairs [start, stop] in seconds, not {pair!r:.40}")
@@ -84,7 +88,7 @@ def evidence_of(row: dict[str, Any]) -> tuple[tuple[float, float], ...]:
 
 def weight_of(holder: dict[str, Any], where: str) -> float:
     value = holder.get("weight", 1.0)
-    if not _is_number(value) or value < 0:
+    if not is_number(value) or value < 0:
         raise Malformed(f"the weight of {where} must be a number from 0 on, not {value!r:.40}")
     return float(value)
 
@@ -106,22 +110,59 @@ def spans_of(content: Any, weight: float) -> tuple[Span, ...]:
 
 
 def film_of(holder: dict[str, Any]) -> str | None:
-    """Path of the film as written, None where no key names one. A name without suffix gets .mp4 (Video-MME)."""
-    value = first(holder, FILM)
-    if isinstance(value, list | tuple):
-        if len(value) != 1:
-            raise Malformed(f"{len(value)} films or images, where one film is needed")
+    """Path of the film as written, None where no key names one; frames as in data.album, see `located`.
+
+    A list of two pictures or more, as `video` (qwen-vl-utils) or `images` (VLM-RLAIF), is a film of these frames.
+    """
+    value, rate = first(holder, FILM), holder.get("sample_fps")
+    if value is None and isinstance(holder.get("images"), list):
+        value = holder["images"] or None
+        _check_one_place(holder, len(holder["images"]))
+    while isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if value is None:
         return None
+    if rate is not None and not (is_number(rate) and rate > 0):
+        raise Malformed(f"'sample_fps' must be a number above 0, not {rate!r:.40}")
+    if isinstance(value, list | tuple):
+        return _frames(value, rate)
+    name = _path_of(value, "film")
+    if rate is not None and _ENDING.search(name):
+        raise Malformed("'sample_fps' has no effect on a film that says its own times", "leave it out")
+    return name if rate is None else rated(name, rate)
+
+
+def located(root: Path, film: str) -> str:
+    """Where a film named by `film_of` lies. A name without ending is a folder of frames, else an .mp4 (Video-MME)."""
+    path = str(root / film)
+    return path if _ENDING.search(path) or is_rated(path) or os.path.exists(path) else path + ".mp4"
+
+
+def _frames(pictures: Sequence[Any], rate: float | None) -> str:
+    names = [_path_of(picture, "frame") for picture in pictures]
+    if not all(is_picture(name) for name in names):
+        raise Malformed(f"{len(names)} films or images, where one film is needed")
+    try:
+        return written(names, rate)
+    except ValueError as error:
+        raise Malformed(f"these frames are no film: {error}", "keep the frames of each film in a folder") from None
+
+
+def _path_of(value: Any, what: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise Malformed(
-            f"the film must be the path of a file, not {value!r:.60}", "frame folders are not read: give the video"
-        )
+        raise Malformed(f"the {what} must be the path of a file, not {value!r:.60}", "save it and give its path")
     name = str(value).removeprefix("file://")
     if "://" in name:
-        raise Malformed(f"the film is a web address: {name:.80}", "download it and give the path")
-    return name if "." in name.rsplit("/", 1)[-1] else name + ".mp4"
+        raise Malformed(f"the {what} is a web address: {name:.80}", "download it and give the path")
+    return name
+
+
+def _check_one_place(row: dict[str, Any], pictures: int) -> None:
+    """Raises Malformed where several pictures stand at several places of the text: they are no frames of one film."""
+    turns = row.get("conversations")
+    places = [str(turn).count("<image>") for turn in turns] if isinstance(turns, list) else []
+    if pictures > 1 and sum(places) > 1:
+        raise Malformed(f"{pictures} pictures at {sum(places)} places of the text", "one film or picture a row")
 
 
 def policy_of(part: dict[str, Any]) -> FramePolicy | None:
@@ -137,7 +178,7 @@ def policy_of(part: dict[str, Any]) -> FramePolicy | None:
     for key, value in given.items():
         whole = key in ("nframes", "max_frames", "max_pixels")
         if (
-            not _is_number(value)
+            not is_number(value)
             or (whole and value != int(value))
             or value < 0
             or (value == 0 and key != "video_start")
@@ -158,5 +199,5 @@ def policy_of(part: dict[str, Any]) -> FramePolicy | None:
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

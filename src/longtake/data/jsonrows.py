@@ -18,6 +18,7 @@ ROW_KEYS = {
     "question",
     "questions",
     "qa",
+    "chosen",
 }  # an object with one of these is itself a row
 
 
@@ -56,14 +57,20 @@ def numbered_rows(path: Path) -> list[Numbered]:
             return list(_lines(raw))  # not stripped: lines are counted
         fix = "give JSONL, one row a line, or a JSON list of rows"
         raise UserError("the file is not JSON", where=f"{path}:{error.lineno}", why=error.msg, fix=fix) from None
-    return [_numbered(place, row, text) for place, row in enumerate(_list_in(whole, path), start=1)]
+    doubted = _halves(text)  # once: a file is as long as all its rows
+    return [_numbered(place, row, doubted) for place, row in enumerate(_list_in(whole, path), start=1)]
 
 
-def _numbered(place: int, row: Any, source: str) -> Numbered:
-    """A row and what is wrong with it before anybody looks at its keys; `source` is JSON that it was read from."""
+def _halves(source: str) -> bool:
+    """Whether JSON may hold half a character: escapes of those beyond 16 bits, in pairs, cut between the two."""
+    return "\\ud" in source or "\\uD" in source
+
+
+def _numbered(place: int, row: Any, doubted: bool) -> Numbered:
+    """A row and what is wrong with it before anybody looks at its keys; `doubted`: perhaps half a character."""
     if not isinstance(row, dict):
         return Numbered(place, {}, f"a row is an object {{…}}, not {row!r:.60}")
-    if "\\ud" in source.lower():  # escapes of characters beyond 16 bits, in pairs: a text cut between the two is none
+    if doubted:
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -98,7 +105,7 @@ def _lines(text: str) -> Iterator[Numbered]:
         except json.JSONDecodeError as error:
             yield Numbered(place, {}, f"not JSON: {error.msg} at column {error.colno}")
             continue
-        yield _numbered(place, row, line)
+        yield _numbered(place, row, _halves(line))
 
 
 def _list_in(whole: Any, path: Path) -> list[Any]:

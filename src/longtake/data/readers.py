@@ -1,20 +1,22 @@
 """One reader for each shape of row: chat (`messages`), LLaVA (`conversations`) and benchmark (`problem` or `question`).
 
-A chat or LLaVA row is read as it stands. A benchmark row becomes question + option lines + an instruction, the same
-for training and evaluation. Keys from: qwen-vl-utils; LLaVA-Video-178K; LongVideo-Reason, Video-R1, EasyVideoR1;
-Video-MME, MLVU, LVBench, LongVideoBench, NExT-QA and EgoSchema.
+A chat or LLaVA row is read as it stands. Its first user turn is the question, all that is asked where answers are
+sampled; to learn from, all its turns are one sequence. A benchmark row becomes question + option lines + an
+instruction, the same for training and evaluation. Keys from: qwen-vl-utils; LLaVA-Video-178K; LongVideo-Reason,
+Video-R1, EasyVideoR1; Video-MME, MLVU, LVBench, LongVideoBench, NExT-QA and EgoSchema.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longtake.data.choices import LETTERS, Choices, choices, gold, options_in
-from longtake.data.fields import evidence_of, film_of, first, hops_of, id_of, kind_of, policy_of, spans_of, weight_of
+from longtake.data.fields import FILM, evidence_of, first, hops_of, id_of, kind_of, spans_of, weight_of
 from longtake.data.jsonrows import Malformed
+from longtake.data.shown import shown_of
 from longtake.records import FramePolicy, Span
 
 THINK = "First think about the video step by step between <think> and </think>, then give only "
@@ -27,7 +29,9 @@ GOLD = ("solution", "answer", "correct_answer", "correct_choice", "answer_idx")
 REASONING = ("process", "reasoning")
 NUMBERED = ("option{}", "option {}", "option_{}", "a{}")  # LongVideoBench, EgoSchema, NExT-QA: counted from 0
 FROM_ZERO = ("correct_choice", "answer_idx")  # keys whose number counts options from 0 whatever their shape
-HUMAN, MODEL = {"human", "user"}, {"gpt", "assistant"}
+ROLES = {"user": "human", "assistant": "gpt"}  # as some LLaVA files write them
+SHOWN = ("video", "image")  # parts of the first user turn that are looked at
+BESIDE = ("video", "videos")  # keys of a chat row that name its film
 PLACEHOLDER = re.compile(r"\s*<(?:video|image)>\s*")
 
 
@@ -39,8 +43,8 @@ class Draft:
     """
 
     id: str
-    film: str | None
-    stem: str  # the question without option lines, or the whole user turn of a chat row
+    film: str | None  # or picture
+    stem: str  # the question without option lines, or the whole first user turn of a chat row
     choices: Choices
     answer: str  # letter where there are options; "" = none given
     chat: bool = True  # read as it stands
@@ -50,6 +54,11 @@ class Draft:
     policy: FramePolicy | None = None
     targets: tuple[tuple[Span, ...], ...] = ()  # answers to learn from
     row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def image(self) -> bool:
+        """Whether it is about a picture."""
+        return self.policy is not None and self.policy.image
 
     @property
     def text(self) -> str:
@@ -65,7 +74,7 @@ def drafts(row: dict[str, Any], fallback: str) -> Iterator[Draft]:
     if "messages" in row:
         yield chat_draft(row, fallback)
     elif "conversations" in row:
-        yield from conversation_drafts(row, fallback)
+        yield conversation_draft(row, fallback)
     elif any(key in row for key in PROBLEM):
         yield benchmark_draft(row, fallback)
     elif nested := next((key for key in ("questions", "qa") if isinstance(row.get(key), list)), None):
@@ -83,18 +92,12 @@ def drafts(row: dict[str, Any], fallback: str) -> Iterator[Draft]:
 
 
 def chat_draft(row: dict[str, Any], fallback: str) -> Draft:
-    """Our own format: {"messages": [{"role": "user", "content": [video, text]}, {"role": "assistant", …}]}."""
+    """Our own format: {"messages": [{"role": "user", "content": [video, text]}, {"role": "assistant", …}, …]}."""
     turns = row["messages"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise Malformed("`messages` must be a list of turns {role, content}")
-    roles = [str(turn.get("role")) for turn in turns]
-    if "system" in roles:
-        raise Malformed("there is a system turn, and prompts here have none", "move its text into the user turn")
-    if roles not in (["user"], ["user", "assistant"]):
-        raise Malformed(
-            f"the turns are {', '.join(roles) or 'none'}", "give one user turn, then at most one assistant turn"
-        )
-    film, policy, stem = _user_turn(turns[0], row)
+    _check_order([str(turn.get("role")) for turn in turns], "user", "assistant")
+    film, policy, stem = _first_turn(turns[0], row)
     given = choices(first(row, OPTIONS))
     known = given if given.options else options_in(stem)[1]
     answer = gold(row.get("answer"), known)
@@ -103,80 +106,105 @@ def chat_draft(row: dict[str, Any], fallback: str) -> Draft:
             Choices(),
             gold(row.get("answer"), Choices()),
         )  # lines that look like options, of an open question
-    targets: tuple[tuple[Span, ...], ...] = ()
-    if len(turns) == 2:
-        weight = weight_of(row, "the row") * weight_of(turns[1], "the assistant turn")
-        targets = (spans_of(turns[1].get("content"), weight),)
+    told = [(turn.get("content"), turn) for turn in turns[1:]]
     base = _draft(row, fallback, stem)
-    return replace(base, film=film, choices=known, answer=answer, policy=policy, targets=targets)
+    return replace(base, film=film, choices=known, answer=answer, policy=policy, targets=_targets(told, row))
 
 
-def _user_turn(turn: dict[str, Any], row: dict[str, Any]) -> tuple[str | None, FramePolicy | None, str]:
-    """(film, its policy, text). The film is the video part before the text, or the row's `video` or `videos`."""
+def _check_order(roles: Sequence[str], asks: str, tells: str) -> None:
+    """Raises Malformed unless both take turns and a question that has answers ends with one."""
+    if "system" in roles:
+        raise Malformed("there is a system turn, and prompts here have none", "move its text into the user turn")
+    wanted = [(asks, tells)[place % 2] for place in range(len(roles))]
+    if not roles or list(roles) != wanted or (len(roles) > 1 and len(roles) % 2):
+        said = ", ".join(roles) or "none"
+        fix = f"give {asks} and {tells} turns in alternation, the last one by {tells}"
+        raise Malformed(f"the turns are {said:.80}", fix)
+
+
+def _targets(turns: Sequence[tuple[Any, dict[str, Any]]], row: dict[str, Any]) -> tuple[tuple[Span, ...], ...]:
+    """What is learned of (content, turn) after the first user turn: answers, with later user turns between them."""
+    weight = weight_of(row, "the row")
+    spans: list[Span] = []
+    for place, (content, turn) in enumerate(turns):
+        if place % 2:
+            spans.append(Span(_text(content, shows=False), 0.0, "user"))
+        else:
+            spans += spans_of(content, weight * weight_of(turn, "the assistant turn"))
+    return (tuple(spans),) if spans else ()
+
+
+def _first_turn(turn: dict[str, Any], row: dict[str, Any]) -> tuple[str | None, FramePolicy | None, str]:
+    """(film or picture, its policy, text). It is the part before the text, or the row's `video`, `image` …"""
     content = turn.get("content")
+    parts = content if isinstance(content, list) else []
+    shows = bool(parts) and isinstance(parts[0], dict) and parts[0].get("type") in SHOWN
+    text = _text(content, shows=shows)
+    beside = {key: value for key, value in row.items() if key in BESIDE or key not in FILM}
+    film, policy = shown_of(parts[0] if shows else beside)
+    if film is None and (shows or PLACEHOLDER.search(_written(content))):
+        raise Malformed("the user turn speaks of a film but none is named", 'add {"type": "video", "video": path}')
+    return film, policy, text
+
+
+def _text(content: Any, *, shows: bool) -> str:
+    """The text of a user turn without placeholders; `shows`: a film or a picture stands before it. Raises Malformed."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Malformed(f"the user turn must be text or a list of parts, not {content!r:.60}")
     kinds = [part.get("type") for part in parts]
-    unknown = [kind for kind in kinds if kind not in ("video", "text")]
-    if unknown:
+    if unknown := [kind for kind in kinds if kind not in (*SHOWN, "text")]:
         raise Malformed(
             f"a part of type {unknown[0]!r}", 'use {"type": "video", "video": path} and {"type": "text", "text": …}'
         )
-    if "video" in kinds[1:]:
-        why = "two films" if kinds.count("video") > 1 else "the film stands after the text"
-        raise Malformed(why, "give one video part, then the text")
-    texts = [part.get("text") for part in parts if part["type"] == "text"]
-    if not all(isinstance(text, str) for text in texts):
+    if later := [kind for kind in kinds[shows:] if kind != "text"]:
+        several = "two films or pictures" if shows else f"the {later[0]} stands after the text"
+        raise Malformed(several, "give one video or image part, then the text, in the first turn")
+    if not all(isinstance(part.get("text"), str) for part in parts[shows:]):
         raise Malformed("a text part has no text")
-    written = "\n".join(map(str, texts))
-    stem = PLACEHOLDER.sub("\n", written).strip()
-    if not stem:
+    text = PLACEHOLDER.sub("\n", _written(content)).strip()
+    if not text:
         raise Malformed("the user turn has no text")
-    if "video" in kinds:
-        film = film_of({"video": parts[0].get("video")})
-        policy = policy_of(parts[0])
-    else:
-        film, policy = film_of({key: row.get(key) for key in ("video", "videos")}), policy_of(row)
-    if film is None and ("video" in kinds or PLACEHOLDER.search(written)):
-        raise Malformed("the user turn speaks of a film but none is named", 'add {"type": "video", "video": path}')
-    return film, policy, stem
+    return text
 
 
-def conversation_drafts(row: dict[str, Any], fallback: str) -> Iterator[Draft]:
-    """LLaVA: {"conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", …}, …]}.
+def _written(content: Any) -> str:
+    """All text of a user turn, placeholders included."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
 
-    Each pair of turns is a question of its own about the same film, without the turns before it; the first keeps the
-    row's id, the others get id#2, id#3, …
+
+def conversation_draft(row: dict[str, Any], fallback: str) -> Draft:
+    """LLaVA: {"conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", …}, …], "video": …}.
+
+    Its first answer is taken for the right one; where the last turn is empty (VLM-RLAIF's rows for PPO) there is none.
     """
     turns = row["conversations"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise Malformed("`conversations` must be a list of turns {from, value}")
-    speakers = [str(turn.get("from", turn.get("role"))) for turn in turns]
-    pairs = list(zip(speakers[::2], speakers[1::2], strict=False))
-    if not turns or len(turns) % 2 or not all(asks in HUMAN and tells in MODEL for asks, tells in pairs):
-        raise Malformed(f"the turns are {', '.join(speakers) or 'none'}", "give human and gpt turns in alternation")
-    texts = [turn.get("value", turn.get("content")) for turn in turns]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    roles = [str(turn.get("from", turn.get("role"))) for turn in turns]
+    _check_order([ROLES.get(role, role) for role in roles], "human", "gpt")
+    told = [(turn.get("value", turn.get("content")), turn) for turn in turns]
+    if len(told) == 2 and isinstance(told[1][0], str) and not told[1][0].strip():
+        told = told[:1]
+    if not all(isinstance(text, str) and text.strip() for text, _ in told):
         raise Malformed("a turn has no text")
-    if film_of(row) is None and any(PLACEHOLDER.search(asked) for asked in texts[::2]):
-        raise Malformed("a turn speaks of a film but none is named", "add `video` to the row")
-    for number, (asked, told) in enumerate(zip(texts[::2], texts[1::2], strict=True), start=1):
-        stem = PLACEHOLDER.sub("\n", asked).strip()
-        known = options_in(stem)[1]
-        answer = gold(told, known)
+    film, policy = shown_of(row)
+    if film is None and any(PLACEHOLDER.search(text) for text, _ in told[::2]):
+        raise Malformed("a turn speaks of a film but none is named", "add `video` or `image` to the row")
+    stem = _text(told[0][0], shows=False)
+    known, answer = options_in(stem)[1], ""
+    if len(told) > 1:
+        answer = gold(told[1][0], known)
         if known.flaw(answer):
-            known, answer = Choices(), told.strip()
-        base = _draft(row, fallback, stem)
-        targets = (spans_of(told, weight_of(row, "the row")),)
-        name = base.id + (f"#{number}" if number > 1 else "")
-        yield replace(base, id=name, film=film_of(row), choices=known, answer=answer, targets=targets)
+            known, answer = Choices(), told[1][0].strip()
+    base = _draft(row, fallback, stem)
+    return replace(base, film=film, policy=policy, choices=known, answer=answer, targets=_targets(told[1:], row))
 
 
 def benchmark_draft(row: dict[str, Any], fallback: str) -> Draft:
     """{"problem" or "question", options in any of the field's shapes, "solution" or "answer", film}."""
-    if row.get("data_type") == "image":
-        raise Malformed("it is about an image, not a film", 'keep the rows with "data_type": "video"')
     stem = first(row, PROBLEM)
     if not isinstance(stem, str) or not stem.strip():
         raise Malformed("the question is empty")
@@ -195,7 +223,7 @@ def benchmark_draft(row: dict[str, Any], fallback: str) -> Draft:
         told = f"<think>\n{inside}\n</think>\n<answer>{answer}</answer>"
         targets = (spans_of(told, weight_of(row, "the row")),)
     base = _draft(row, fallback, stem)
-    film, policy = film_of(row), policy_of(row)
+    film, policy = shown_of(row)
     return replace(base, film=film, choices=known, answer=answer, chat=False, policy=policy, targets=targets)
 
 

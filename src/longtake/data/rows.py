@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from longtake.data.fields import FILM
+from longtake.data.fields import FILM, located
 from longtake.data.jsonrows import Malformed, Numbered, numbered_rows
 from longtake.data.readers import REASONING, Draft, drafts
 from longtake.errors import UserError
@@ -118,10 +118,11 @@ def _gather(path: Path, videos: Path | None, learn: bool) -> tuple[list[_Prompt]
     return list(prompts.values()), sorted(bad, key=lambda row: row.place)
 
 
-def _question(draft: Draft, root: Path, taken: dict[str, _Prompt]) -> Question:
-    question = Question(
+def question_from(draft: Draft, root: Path) -> Question:
+    """The draft as it stands, its film or picture looked for from `root` on."""
+    return Question(
         id=draft.id,
-        video=None if draft.film is None else str(root / draft.film),
+        video=None if draft.film is None else str(root / draft.film) if draft.image else located(root, draft.film),
         text=draft.text,
         options=draft.choices.in_order(),
         answer=draft.answer,
@@ -131,6 +132,10 @@ def _question(draft: Draft, root: Path, taken: dict[str, _Prompt]) -> Question:
         policy=draft.policy,
         row=draft.row,
     )
+
+
+def _question(draft: Draft, root: Path, taken: dict[str, _Prompt]) -> Question:
+    question = question_from(draft, root)
     if "conversations" in draft.row:  # LLaVA files name all rows about one film alike
         number = 1
         while question.id in taken and _prompt(taken[question.id].question) != _prompt(question):

@@ -25,7 +25,7 @@ from longtake.data.video import Size, VideoError
 from longtake.errors import UserError
 from longtake.records import FramePolicy
 
-Fit = Callable[[int, int, int, int | None], Size]  # width, height, frames, max_pixels → width, height
+Fit = Callable[[int, int, int | None, int | None], Size]  # width, height, frames (None: a picture), max_pixels
 Complete = Callable[[str, Sequence[FramePolicy], Fit], None]
 _ROOT = Path(__file__).parents[2]
 _START = """
@@ -160,7 +160,7 @@ def serve(complete: Complete) -> None:
             _say("done", None)
 
 
-def _ask_fit(width: int, height: int, frames: int, max_pixels: int | None) -> Size:
+def _ask_fit(width: int, height: int, frames: int | None, max_pixels: int | None) -> Size:
     _say("fit", [width, height, frames, max_pixels])
     line = sys.stdin.readline()
     if not line:

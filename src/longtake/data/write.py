@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from longtake.records import FramePolicy, Question
+from longtake.data.readers import drafts
+from longtake.records import FramePolicy, Question, Span
 
 KEYS = {
     "frames": "nframes",
@@ -16,24 +18,25 @@ KEYS = {
     "end": "video_end",
     "max_pixels": "max_pixels",
 }
+OTHERS = ("messages", "conversations", "weight", "image", "images", "data_type")  # said by `messages` in the new row
 
 
-def canonical(question: Question, folder: Path) -> dict[str, Any]:
-    """The row of a question for a file in `folder`: film paths are relative to it.
+def canonical(question: Question, folder: Path, answer: str | None = None) -> dict[str, Any]:
+    """The row of a question for a file in `folder`: paths are relative to it. Unknown keys of its own row are kept.
 
-    Unknown keys of its own row are kept.
+    answer: the assistant turn; without it those that the row has to learn from, if any.
     """
     content: list[dict[str, Any]] = []
     if question.video is not None:
-        content.append(
-            {"type": "video", "video": os.path.relpath(question.video, folder), **_video_keys(question.policy)}
-        )
+        kind = "image" if question.policy and question.policy.image else "video"
+        path = os.path.relpath(question.video, folder)
+        content.append({"type": kind, kind: path, **_video_keys(question.policy)})
     content.append({"type": "text", "text": question.text})
-    row = {key: value for key, value in question.row.items() if key not in ("messages", "weight")}
-    answered = [turn for turn in question.row.get("messages", []) if turn["role"] == "assistant"]
+    row = {key: value for key, value in question.row.items() if key not in OTHERS}
+    told = [_turn("assistant", (Span(answer),))] if answer is not None else _told(question)
     known = {
         "id": question.id,
-        "messages": [{"role": "user", "content": content}, *answered],
+        "messages": [{"role": "user", "content": content}, *told],
         "options": list(question.options),
         "answer": question.answer,
         "kind": question.kind,
@@ -41,6 +44,21 @@ def canonical(question: Question, folder: Path) -> dict[str, Any]:
         "evidence": [list(e) for e in question.evidence],
     }
     return row | known
+
+
+def _told(question: Question) -> list[dict[str, Any]]:
+    """The turns after the first of the row that the question was read from, weights multiplied out."""
+    if not question.row:
+        return []
+    targets = next(drafts(question.row, question.id)).targets
+    return [_turn(role, tuple(spans)) for role, spans in groupby(targets[0] if targets else (), lambda s: s.role)]
+
+
+def _turn(role: str, spans: tuple[Span, ...]) -> dict[str, Any]:
+    if role == "user" or (len(spans) == 1 and spans[0].weight == 1.0):
+        return {"role": role, "content": spans[0].text}
+    parts = [{"type": "text", "text": span.text, "weight": span.weight} for span in spans]
+    return {"role": role, "content": parts}
 
 
 def _video_keys(policy: FramePolicy | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,37 +35,60 @@ class Pixels:
     longest_edge: int  # most pixels of a whole film
     cap_pixels_per_frame: bool = False
     max_video_tokens: int = 768  # of one frame, read only with cap_pixels_per_frame
-    image_shortest_edge: int = 65536  # of one picture; kept so that a saved checkpoint is whole
-    image_longest_edge: int = 16777216
+    image_shortest_edge: int = 65536  # least pixels of a picture
+    image_longest_edge: int = 16777216  # most pixels of a picture
 
     @property
     def factor(self) -> int:
         """Pixels along one edge of a visual token."""
         return self.patch * self.merge
 
-    def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
-        """Size in pixels (width, height) that `frames` frames are resized to; `max_pixels` bounds one frame.
+    def fit(self, width: int, height: int, frames: int | None, max_pixels: int | None = None) -> tuple[int, int]:
+        """Size in pixels (width, height) that `frames` frames are resized to, None = a picture.
 
-        Raises UserError for a shape that no grid of patches can show.
+        `max_pixels` bounds one frame or the picture. Raises UserError for a shape that no grid of patches can show.
         """
+        self._check(width, height, max_pixels)
+        if frames is None:
+            return self._fit_picture(width, height, max_pixels)
         frames = max(frames, self.temporal_patch)
         most = self.longest_edge
         if self.cap_pixels_per_frame:
             share = min(self.max_video_tokens * self.factor**2, self.longest_edge // frames)
             most = max(share, int(self.shortest_edge * 1.05)) * frames
         if max_pixels is not None:
-            if max_pixels < self.factor**2:
-                why = f"one visual token is {self.factor} x {self.factor} = {self.factor**2} pixels"
-                raise UserError(f"max_pixels {max_pixels} is too small", why=why, fix="raise max_pixels")
             most = min(most, max_pixels * frames)
-        if max(width, height) > LONGEST_ASPECT * min(width, height):
-            what = f"a film of {width} x {height} pixels is too long and thin"
-            raise UserError(what, why=f"the longer side is more than {LONGEST_ASPECT} times the shorter", fix="crop it")
         wide, high = self._resize(width, height, frames, self.shortest_edge, most)
         if (
             max_pixels is not None and wide * high > max_pixels
         ):  # the processor's least size yields to the caller's limit
             wide, high = self._resize(width, height, frames, 0, most)
+        return wide, high
+
+    def _check(self, width: int, height: int, max_pixels: int | None) -> None:
+        if max_pixels is not None and max_pixels < self.factor**2:
+            why = f"one visual token is {self.factor} x {self.factor} = {self.factor**2} pixels"
+            raise UserError(f"max_pixels {max_pixels} is too small", why=why, fix="raise max_pixels")
+        if max(width, height) > LONGEST_ASPECT * min(width, height):
+            what = f"a film or picture of {width} x {height} pixels is too long and thin"
+            raise UserError(what, why=f"the longer side is more than {LONGEST_ASPECT} times the shorter", fix="crop it")
+
+    def _fit_picture(self, width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
+        """`smart_resize` of transformers' Qwen2-VL image processor; its least size yields to `max_pixels`."""
+        factor, least, most = self.factor, self.image_shortest_edge, self.image_longest_edge
+        wide, high = round(width / factor) * factor, round(height / factor) * factor
+        if max_pixels is not None:
+            most = min(most, max_pixels)
+            least = 0 if most < least else least
+            wide, high = max(factor, wide), max(factor, high)
+        if wide * high > most:
+            beta = math.sqrt(width * height / most)
+            wide = max(factor, math.floor(width / beta / factor) * factor)
+            high = max(factor, math.floor(height / beta / factor) * factor)
+        elif wide * high < least:
+            beta = math.sqrt(least / (width * height))
+            wide = math.ceil(width * beta / factor) * factor
+            high = math.ceil(height * beta / factor) * factor
         return wide, high
 
     def _resize(self, width: int, height: int, frames: int, least: int, most: int) -> tuple[int, int]:
@@ -105,3 +129,24 @@ class Pixels:
         mean = torch.tensor(self.mean, device=device)[:, None, None, None] * 255.0
         std = torch.tensor(self.std, device=device)[:, None, None, None] * 255.0
         return patches.sub_(mean).div_(std).view(t * h * w, channels * s * p * p)
+
+
+def processor_files(pixels: Pixels) -> dict[str, dict[str, Any]]:
+    """The two processor files of a Qwen3-VL checkpoint, by name."""
+    shared = {
+        "patch_size": pixels.patch,
+        "temporal_patch_size": pixels.temporal_patch,
+        "merge_size": pixels.merge,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+        "processor_class": "Qwen3VLProcessor",
+    }
+    image = {"shortest_edge": pixels.image_shortest_edge, "longest_edge": pixels.image_longest_edge}
+    video = {"shortest_edge": pixels.shortest_edge, "longest_edge": pixels.longest_edge}
+    caps = {"cap_pixels_per_frame": pixels.cap_pixels_per_frame, "max_video_tokens": pixels.max_video_tokens}
+    return {
+        "preprocessor_config.json": shared | {"image_processor_type": "Qwen2VLImageProcessorFast", "size": image},
+        "video_preprocessor_config.json": shared
+        | {"video_processor_type": "Qwen3VLVideoProcessor", "size": video}
+        | caps,
+    }

@@ -22,13 +22,14 @@ from torch.nn.functional import linear
 from transformers import Qwen3VLForConditionalGeneration
 
 from longtake.errors import UserError
-from longtake.models import adapters
+from longtake.models import adapter_files, adapters, heads
 from longtake.models import attention as registered
-from longtake.models.pixels import Pixels
+from longtake.models.pixels import Pixels, processor_files
 from longtake.models.quiet import quiet
 from longtake.records import Features, Prompt, Question, Receipt
 
 SLAB = 65536  # patches in one call of the tower: bounds its memory; frames never see each other, so cuts are exact
+_FILM, _PICTURE = {"type": "video", "video": ""}, {"type": "image", "image": ""}  # parts of a turn
 
 
 class PatchEmbed(nn.Module):
@@ -74,11 +75,13 @@ class Qwen3VL:
         net.set_attn_implementation({"text_config": registered.TEXT, "vision_config": registered.VISION})
         self.net, self.tokenizer, self.pixels = net, tokenizer, pixels
         self.adapter: adapters.Adapter | None = None
+        self.heads: dict[str, heads.ScalarHead] = {}
         self.temporal_patch = pixels.temporal_patch
         self.end_ids = _end_ids(tokenizer, net.generation_config.eos_token_id)
-        self._video = config.video_token_id
-        marks = (config.vision_start_token_id, config.video_token_id, config.vision_end_token_id)
-        self._open, self._pad, self._close = (_token(tokenizer, mark) for mark in marks)
+        self._pads = config.video_token_id, config.image_token_id
+        self._video, self._image = (_token(tokenizer, pad) for pad in self._pads)
+        ends = (config.vision_start_token_id, config.vision_end_token_id)
+        self._open, self._close = (_token(tokenizer, mark) for mark in ends)
 
     @property
     def tower(self) -> nn.Module:
@@ -105,8 +108,8 @@ class Qwen3VL:
         )
         return tuple(self.tokenizer(whole.removeprefix(without), add_special_tokens=False)["input_ids"])
 
-    def fit(self, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
-        """Size in pixels (width, height) to which decoded frames are resized. Raises UserError."""
+    def fit(self, width: int, height: int, frames: int | None, max_pixels: int | None = None) -> tuple[int, int]:
+        """Size in pixels (width, height) to which decoded frames are resized; None = a picture. Raises UserError."""
         return self.pixels.fit(width, height, frames, max_pixels)
 
     def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
@@ -140,20 +143,22 @@ class Qwen3VL:
     def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
         """Chat template, visual tokens and positions; ends with the assistant header. Text only when receipt is None.
 
-        Raises UserError if the question's own text holds a visual token.
+        A picture's receipt makes it one, not a film of one frame. Raises UserError if the question's own text holds a
+        visual token.
         """
-        part = [] if receipt is None else [{"type": "video", "video": ""}]
+        part = [] if receipt is None else [_PICTURE if receipt.image else _FILM]
         message = {"role": "user", "content": [*part, {"type": "text", "text": question.text}]}
         text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         grids = []
         if receipt is not None:
             grids.append(self.pixels.grid(receipt.width, receipt.height, len(receipt.indices)))
-            text = self._with_times(text, receipt.seconds, self._tokens(grids[0]))
+            text = self._shown(text, receipt, self._tokens(grids[0]))
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        visual = _runs(np.asarray(ids) == self._video)
+        visual = _runs(np.isin(ids, self._pads))
         expected = [self._tokens(grid) for grid in grids for _ in range(grid[0])]
         if [stop - start for start, stop in visual] != expected:
-            raise UserError(f"question {question.id}: its text holds {self._pad}", fix="take that token out of the row")
+            what = f"question {question.id}: its text holds {self._video} or {self._image}"
+            raise UserError(what, fix="take that token out of the row")
         seen = receipt and replace(receipt, tokens=sum(expected))
         return Prompt(question.id, tuple(ids), visual, self.positions(ids, grids), features, seen)
 
@@ -161,28 +166,31 @@ class Qwen3VL:
         """Visual tokens of one temporal patch."""
         return grid[1] * grid[2] // self.pixels.merge**2
 
-    def _with_times(self, text: str, seconds: Sequence[float], tokens: int) -> str:
-        """The template's one video mark becomes time and marks of every temporal patch.
+    def _shown(self, text: str, receipt: Receipt, tokens: int) -> str:
+        """The template's one video mark becomes time and marks of every temporal patch; an image mark its tokens.
 
         As Qwen's reference processor (transformers 4.57) and vLLM: the whole mark is replaced. transformers 5 replaces
         the pad alone and so leaves a second pair of marks around it all, which the checkpoints never saw in training.
         """
-        shown = []
-        for first in range(0, len(seconds), self.temporal_patch):
-            middle = (seconds[first] + seconds[first + self.temporal_patch - 1]) / 2
-            shown.append(f"<{middle:.1f} seconds>{self._open}{self._pad * tokens}{self._close}")
-        mark = f"{self._open}{self._pad}{self._close}"
+        kind, pad = ("image", self._image) if receipt.image else ("video", self._video)
+        mark = f"{self._open}{pad}{self._close}"
         if mark not in text:
-            raise UserError("the chat template shows no video", why=f"it never writes {mark}")
-        return text.replace(mark, "".join(shown), 1)
+            raise UserError(f"the chat template shows no {kind}", why=f"it never writes {mark}")
+        patch = f"{self._open}{pad * tokens}{self._close}"
+        if receipt.image:
+            return text.replace(mark, patch, 1)
+        seconds, stride = receipt.seconds, self.temporal_patch
+        middles = [(seconds[k] + seconds[k + stride - 1]) / 2 for k in range(0, len(seconds), stride)]
+        return text.replace(mark, "".join(f"<{middle:.1f} seconds>{patch}" for middle in middles), 1)
 
     def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """int64 [3, P], rows (time, height, width): text counts on in all three rows; a temporal patch stands still in
         time, spreads over its merged grid, and takes as many positions as its longer side.
 
-        `grids` are patches along (time, height, width) of each film. Raises ValueError if they do not match `ids`.
+        `grids` are patches along (time, height, width) of each film or picture. Raises ValueError if they do not match
+        `ids`.
         """
-        is_visual_P = np.asarray(ids) == self._video
+        is_visual_P = np.isin(ids, self._pads)
         place_N = np.flatnonzero(is_visual_P)
         if len(place_N) != sum(t * self._tokens((t, h, w)) for t, h, w in grids):
             raise ValueError(f"{len(place_N)} visual tokens do not fill the grids {list(grids)}")
@@ -233,9 +241,10 @@ class Qwen3VL:
             if self.adapter is None:
                 self.net.save_pretrained(folder)
             else:
-                adapters.save(self.adapter, folder)
+                adapter_files.save(self.adapter, folder)
+            heads.save(self.heads, folder)
         self.tokenizer.save_pretrained(folder)
-        for name, content in _processor_files(self.pixels).items():
+        for name, content in processor_files(self.pixels).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -267,24 +276,3 @@ def _token(tokenizer: Any, token_id: int) -> str:
     if token is None:
         raise UserError(f"the tokenizer has no token {token_id}", why="config.json names it as a visual mark")
     return str(token)
-
-
-def _processor_files(pixels: Pixels) -> dict[str, dict[str, Any]]:
-    """The two processor files of a Qwen3-VL checkpoint, by name."""
-    shared = {
-        "patch_size": pixels.patch,
-        "temporal_patch_size": pixels.temporal_patch,
-        "merge_size": pixels.merge,
-        "image_mean": list(pixels.mean),
-        "image_std": list(pixels.std),
-        "processor_class": "Qwen3VLProcessor",
-    }
-    image = {"shortest_edge": pixels.image_shortest_edge, "longest_edge": pixels.image_longest_edge}
-    video = {"shortest_edge": pixels.shortest_edge, "longest_edge": pixels.longest_edge}
-    caps = {"cap_pixels_per_frame": pixels.cap_pixels_per_frame, "max_video_tokens": pixels.max_video_tokens}
-    return {
-        "preprocessor_config.json": shared | {"image_processor_type": "Qwen2VLImageProcessorFast", "size": image},
-        "video_preprocessor_config.json": shared
-        | {"video_processor_type": "Qwen3VLVideoProcessor", "size": video}
-        | caps,
-    }

@@ -1,7 +1,7 @@
 """Which questions are worth learning from: k answers to each, split by pass rate (LongVILA-R1, arXiv:2507.07966 §3.1).
 
 Always right is easy, never right is hard, the rest is medium. Easy and hard feed `sft` where rows
-hold a written answer, medium feeds `grpo`.
+hold a written answer, medium feeds `grpo`. The right answers themselves feed `sft` as well (rejection sampling).
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from longtake.train.settings import Dtype, Video
 
 if TYPE_CHECKING:
     from longtake.records import Question
+    from longtake.train.rollout import Rollout
 
-SPLITS = ("easy", "medium", "hard")
+SPLITS, RIGHT = ("easy", "medium", "hard"), "right"
 
 
 class Config(Settings):
-    """Answer every question k times, write easy.jsonl, medium.jsonl and hard.jsonl with `pass_rate` in every row."""
+    """Answer every question k times; write easy, medium, hard and right.jsonl with `pass_rate` in every row."""
 
     rows: Path = Field(description="questions with known answers")
     model: str = Field(description="hub id or folder of a checkpoint")
-    out: Path = Field(Path("out/difficulty"), description="run folder; the three files are written there")
+    out: Path = Field(Path("out/difficulty"), description="run folder; the four files are written there")
     fresh: bool = Field(False, description="move an older run in `out` aside and begin again")
     answers: int = Field(10, ge=2, description="k, answers to each question")
     easy_from: float = Field(1.0, gt=0, le=1, description="a pass rate from here on is easy")
+    keep_right: int = Field(4, ge=0, description="right answers of a question that right.jsonl keeps; 0 = no such file")
     temperature: float = Field(1.0, gt=0, description="of sampling")
     max_tokens: int = Field(1024, ge=1, description="longest answer")
     batch: int = Field(32, ge=1, description="questions answered together")
@@ -52,7 +54,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.train.rollout import rollout
     from longtake.train.session import decode, encode, open_films, read_rows
 
-    reads, makes = (config.rows, config.model), ("summary.json", *(f"{name}.jsonl" for name in SPLITS))
+    files = SPLITS + (RIGHT,) * (config.keep_right > 0)
+    reads, makes = (config.rows, config.model), ("summary.json", *(f"{name}.jsonl" for name in files))
     if known := begin(log, "difficulty", config, config.out, fresh=config.fresh, reads=reads, makes=makes):
         return known
     reward, rows = Mix({"accuracy": 1.0}), read_rows(sift_questions, config.rows, config.video, log)
@@ -65,12 +68,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     rates_file = config.out / "rates.jsonl"
     lines = read_jsonl(rates_file) if rates_file.exists() else []
     log.cut_after(len(lines))  # a kill may fall between telling a batch and keeping it
-    rates: dict[str, float] = {name: rate for line in lines for name, rate in line["rates"].items()}
+    done = {name for line in lines for name in line["rates"]}
 
     starts = range(0, len(questions), config.batch)
     for step, start in enumerate(starts, 1):
         batch = questions[start : start + config.batch]
-        if all(question.id in rates for question in batch):
+        if done.issuperset(question.id for question in batch):
             continue
         looks = [Look(q, config.video.policy(q, keyed(config.seed, "frames", q.id))) for q in batch]
         encode(films, looks, log)
@@ -81,11 +84,55 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             )  # fmt: skip
         if step == 1:
             keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
-        for look, scores in zip(looks, seen.scores, strict=True):
-            rates[look.question.id] = sum(score.correct is True for score in scores) / config.answers
         log.step(step, len(starts), {"accuracy": seen.accuracy})
-        append_jsonl(rates_file, {"batch": step, "rates": {question.id: rates[question.id] for question in batch}})
-    return finish(log, write_splits(config, questions, rates))
+        lines.append({"batch": step, **tally(config, seen)})
+        append_jsonl(rates_file, lines[-1])
+    return finish(log, write_files(config, questions, lines))
+
+
+def write_files(config: Config, questions: list[Question], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """All rows for the next stages, from the lines of rates.jsonl; returns what they hold."""
+    rates: dict[str, float] = {name: rate for line in lines for name, rate in line["rates"].items()}
+    right: dict[str, list[str]] = {name: texts for line in lines for name, texts in line["right"].items()}
+    return write_splits(config, questions, rates) | write_right(config, questions, rates, right)
+
+
+def tally(config: Config, seen: Rollout) -> dict[str, Any]:
+    """What is kept of a batch: {"rates": {id: pass rate}, "right": {id: [right answer, …]}}."""
+    names = [look.question.id for look in seen.looks]
+    rates = [sum(score.correct is True for score in scores) / config.answers for scores in seen.scores]
+    right = zip(names, right_answers(seen, config.keep_right), strict=True)
+    return {"rates": dict(zip(names, rates, strict=True)), "right": {name: texts for name, texts in right if texts}}
+
+
+def right_answers(seen: Rollout, most: int) -> list[list[str]]:
+    """[N] the first `most` different right answers to every question; one cut off at max_tokens is none to learn."""
+    found = []
+    for group, scores in zip(seen.groups, seen.scores, strict=True):
+        told = [
+            answer.text
+            for answer, score in zip(group.answers, scores, strict=True)
+            if score.correct and answer.finish == "stop" and answer.text.strip()
+        ]
+        found.append(list(dict.fromkeys(told))[:most])
+    return found
+
+
+def write_right(
+    config: Config, questions: list[Question], rates: dict[str, float], right: dict[str, list[str]]
+) -> dict[str, Any]:
+    """right.jsonl in `config.out`: a row for every right answer; those of a question weigh 1 together."""
+    from longtake.data.write import canonical
+
+    if not config.keep_right:
+        return {}
+    rows = [
+        canonical(q, config.out, answer) | {"weight": 1 / len(right[q.id]), "pass_rate": rates[q.id]}
+        for q in questions
+        for answer in right.get(q.id, ())
+    ]
+    write_jsonl(config.out / f"{RIGHT}.jsonl", rows)
+    return {"right": {"questions": sum(q.id in right for q in questions), "answers": len(rows)}}
 
 
 def write_splits(config: Config, questions: list[Question], rates: dict[str, float]) -> dict[str, Any]:

@@ -47,7 +47,13 @@ class Config(Settings):
     batch_by: Literal["count", "row"] = Field(
         "count", description="row: a step is the rows with one value of their key `batch`"
     )
-    shuffle: bool = Field(True, description="a new order every epoch; off: as written (a curriculum)")
+    shuffle: bool = Field(True, description="a new order every epoch; off: as written")
+    curriculum: Literal["none", "length", "pass_rate"] = Field(
+        "none", description="easy to hard in stages: by answer tokens, or by the rows' `pass_rate` (see difficulty)"
+    )
+    curriculum_cuts: tuple[float, ...] = Field(
+        (0.654,), description="quantiles at which stages begin (0.654: VLM-RLAIF's 214k of 327k rows)"
+    )
     train_vision: bool = Field(False, description="train the vision tower too: no feature is cached then")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
@@ -65,6 +71,15 @@ class Config(Settings):
     def _used(self) -> Config:
         if self.batch_by == "row" and (self.shuffle or "batch" in self.model_fields_set):
             raise ValueError("batch_by row takes the rows as written: set no-shuffle, and no batch")
+        given, cuts = self.model_fields_set, self.curriculum_cuts
+        if self.curriculum == "none" and "curriculum_cuts" in given:
+            raise ValueError(
+                "curriculum_cuts has no effect without a curriculum: set curriculum to length or pass_rate"
+            )
+        if self.curriculum != "none" and (self.batch_by == "row" or not self.shuffle):
+            raise ValueError("a curriculum orders the rows itself: leave no-shuffle and batch_by row out")
+        if not cuts or list(cuts) != sorted({*cuts}) or not 0 < cuts[0] <= cuts[-1] < 1:
+            raise ValueError("curriculum_cuts must rise from above 0 to below 1, as 0.3 0.7")
         if self.train_vision and self.video.features is not None:
             raise ValueError("train_vision makes features anew in every step: leave video.features out")
         return self
@@ -75,6 +90,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.runtime.films import Look
     from longtake.train import supervised
     from longtake.train.session import decode, encode, open_session
+    from longtake.train.walk import open_walk
 
     video, optim, gate = config.video, config.optim, config.gate
     reads = (config.rows, config.model, gate.rows or config.rows)
@@ -88,13 +104,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     asked = video.window(gate.frames)
     held_out = decode(session.films, held_out, video, log, lambda q: [video.merged(q.policy, asked)])
     looks = [Look(question, video.merged(question.policy, asked)) for question in held_out]
-    size = config.batch if config.batch_by == "count" else None
-    supervised.check_batch(config.rows, len(examples), size or 1)
+    walk = open_walk(examples, config, session.model.tokenizer, session.model.end_ids[0], log)
 
     while session.progress.step < config.steps and not session.progress.done:
         step = session.progress.step
         with log.phase("data"):
-            batch = supervised.next_batch(session, examples, size, video, shuffle=config.shuffle, seed=config.seed)
+            batch = supervised.next_batch(session, walk, video)
             items = [supervised.item(session, look, example) for look, example in batch]
         encode(session.films, [look for look, _ in batch], log)
         with log.phase("update"):
@@ -106,6 +121,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             "loss": sums.loss / count, "entropy": sums.means()["entropy"], "grad_norm": norm,
             "lr": optim.rate(step, config.steps), "tokens": float(sum(item.tokens for item in items)),
         }  # fmt: skip
+        if config.curriculum != "none":
+            numbers["stage"] = walk.stage(step)
         if held_out and ((step + 1) % gate.every == 0 or step + 1 == config.steps):
             numbers["accuracy"] = supervised.greedy_accuracy(session, looks, gate.max_tokens, log)
             supervised.end_at(session, numbers["accuracy"], gate.accuracy, config.steps, log)

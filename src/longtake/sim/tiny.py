@@ -32,6 +32,7 @@ WORDS = (
 TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for c in m['content'] %}{% if c['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% else %} {{ c['text'] }} {% endif %}{% endfor %}{% endif %} <|im_end|>{% endfor %}"
     "{% if add_generation_prompt %} <|im_start|> assistant{% endif %}"
 )

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from longtake.data.rows import sift_examples, sift_questions
 from longtake.engines.local import LocalEngine
@@ -21,11 +19,13 @@ from longtake.records import Example, Prompt, Question
 from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
 from longtake.runtime.rows import lead
-from longtake.train.keys import batch, keyed
+from longtake.train.keys import keyed
 from longtake.train.rollout import rollout
 from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
 from longtake.train.step import Objective, Sums, backward, chunks
+from longtake.train.turns import tokens_of
+from longtake.train.walk import Walk
 
 OBJECTIVE = Objective(cross_entropy, on_policy=True)
 
@@ -43,36 +43,19 @@ class Item:
         return len(self.prompt.ids) + sum(map(len, self.ids))
 
 
-def next_batch(
-    session: Session, examples: Sequence[Example], size: int | None, video: Video, *, shuffle: bool, seed: int
-) -> list[tuple[Look, Example]]:
-    """The next `size` questions of the walk, or with None the next rows of one `batch` key; each with its frames."""
-    progress = session.progress
-    taken: list[tuple[Look, Example]] = []
-    for place in batch(seed, len(examples), progress.taken, len(examples), shuffle):
-        question = examples[place].question
-        if len(taken) == size or (
-            taken and size is None and question.row["batch"] != taken[0][1].question.row["batch"]
-        ):
-            break
-        policy = video.policy(question, keyed(seed, "frames", progress.step, question.id))
-        taken.append((Look(question, policy), examples[place]))
-    return taken
+def next_batch(session: Session, walk: Walk, video: Video) -> list[tuple[Look, Example]]:
+    """The examples of the next step, each with its frames."""
+    step, taken = session.progress.step, session.progress.taken
+    return [
+        (Look(e.question, video.policy(e.question, keyed(walk.seed, "frames", step, e.question.id))), e)
+        for e in walk.take(step, taken)
+    ]
 
 
 def item(session: Session, look: Look, example: Example) -> Item:
     """Prompt and targets as tokens."""
     targets = [tokens_of(session.model.tokenizer, session.model.end_ids[0], spans) for spans in example.targets]
     return Item(session.films.prompt(look), tuple(ids for ids, _ in targets), tuple(weights for _, weights in targets))
-
-
-@lru_cache(maxsize=65536)
-def tokens_of(tokenizer: Any, end: int, spans: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Token ids of an answer given in spans, the end token, and the weight of each; the end weighs as the last span."""
-    pieces = [(tokenizer(span.text, add_special_tokens=False)["input_ids"], span.weight) for span in spans]
-    ids = [token for piece, _ in pieces for token in piece]
-    weights = [weight for piece, weight in pieces for _ in piece]
-    return (*ids, end), (*weights, spans[-1].weight)
 
 
 def backward_items(session: Session, items: Sequence[Item], row_tokens: int) -> tuple[Sums, float]:
@@ -105,12 +88,6 @@ def read_examples(path: Path, video: Video, log: Log, *, batched: bool) -> list[
         where = f"row {lacking[0]} of {path}"
         raise UserError("a row has no key `batch`", where=where, fix="add it, or use --batch-by count")
     return examples
-
-
-def check_batch(path: Path, found: int, wanted: int) -> None:
-    """Raises UserError if a step is larger than the file."""
-    if found < wanted:
-        raise UserError(f"only {found} questions to learn from", where=str(path), fix=f"--batch {found}")
 
 
 def held_out(path: Path | None, video: Video, log: Log) -> list[Question]:

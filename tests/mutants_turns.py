@@ -1,0 +1,93 @@
+"""Breaks of what a step of supervised learning is made of: turns as tokens, stages, pictures. See mutants_table."""
+
+from __future__ import annotations
+
+from tests.mutants_table import breaks
+
+TURNS, WALK, MIXED = "train/test_turns.py", "train/test_walk.py", "train/test_mixed.py"
+PICTURES, STILLS = "models/test_pictures.py", "data/test_stills.py"
+TAUGHT = "recipes/test_twin.py::test_a_supervised_step_is_what_plain_loops_make_of_it"
+TESTS = {
+    "data/readers.py": ("data/test_turns.py", STILLS),
+    "data/shown.py": (STILLS,),
+    "models/pixels.py": (PICTURES,),
+    "models/qwen3_vl.py": (PICTURES,),
+    "train/turns.py": (TURNS,),
+    "train/walk.py": (WALK, TAUGHT),
+}
+
+TOKENS = breaks(
+    "train/turns.py",
+    ("weights.append(turn[-1].weight)", "weights.append(1.0)", "the end token's weight"),
+    ("ids.append(end)", "ids += [] if turn is turns[-1] else [end]", "no end token"),
+    ("weights += [span.weight] * len(piece)", "weights += [turn[0].weight] * len(piece)", "the first span's weight"),
+    ("weights += [0.0] * len(piece)", "weights += [1.0] * len(piece)", "user turns are learned"),
+    ("found.append(ids[1:])", "found.append(ids)", "two end tokens"),
+    (
+        "whole.partition(before)[2]",
+        "whole.partition(firsts[0][1])[2]",
+        "every later turn begins after the first answer",
+    ),
+    (
+        "marked.append(_said(turn[0].role, texts if asked else here))",
+        "marked.append(_said(turn[0].role, here))",
+        "marks",
+    ),
+    (".startswith(start)", ".startswith('')", "a template that rewrites is taken"),
+    ("ids[0] != end", "False", "a template without end tokens is taken"),
+)
+
+STAGES = breaks(
+    "train/walk.py",
+    ("key=lambda i: hardness_N[i]", "key=lambda i: -hardness_N[i]", "hard before easy"),
+    (
+        "starts = [round(steps * place / count) for place in places]",
+        "starts = [steps * k // (len(places) - 1) for k, _ in enumerate(places)]",
+        "equal shares of the steps",
+    ),
+    ("round(cut * count) for cut", "round((1 - cut) * count) for cut", "quantiles from the other end"),
+    ("stage.start <= step", "stage.start < step", "a border one step late"),
+    ("taken - stage.start * self.size", "taken", "a stage goes on where the one before ended"),
+    ('keyed(self.seed, "stage", number)', "number", "the seed forgotten in stages"),
+    ("sum(w != 0 for w in", "sum(1 for w in", "what is only read counts as long"),
+    ("sum(own) / len(own)", "sum(own)", "several answers count as one long one"),
+    ("-float(rate)", "float(rate)", "low pass rates first"),
+    ("self.size or count, self.shuffle", "(self.size or 0) + 1, self.shuffle", "a question too many"),
+    ("size, learns.shuffle, learns.seed", "size, True, learns.seed", "always shuffled"),
+    ("made.fewest < (size or 1)", "len(examples) < (size or 1)", "a batch larger than a stage"),
+)
+
+SHOWN = breaks(
+    "data/shown.py",
+    ('len(holder["images"]) == 1', 'len(holder["images"]) > 1', "frames are a picture"),
+    ("PICTURE, max_pixels=own.max_pixels if own else None", "PICTURE, max_pixels=None", "a picture's own size"),
+    ("seconds=(0.0,), image=True", "frames=1", "a picture is a film of one frame"),
+)
+
+READERS = breaks(
+    "data/readers.py",
+    ("if place % 2:", "if not place % 2:", "answers and questions change places"),
+    ('Span(_text(content, shows=False), 0.0, "user")', 'Span(_text(content, shows=False), weight, "user")', "weights"),
+    ('weight * weight_of(turn, "the assistant turn")', "weight", "a turn's weight"),
+    ("told = told[:1]", 'told = [told[0], (".", {})]', "an empty answer is one"),
+)
+
+PIXELS = breaks(
+    "models/pixels.py",
+    ("wide, high = max(factor, wide), max(factor, high)", "pass", "pictures without height"),
+    ("least = 0 if most < least else least", "least = least", "the least size against max_pixels"),
+    (
+        "elif wide * high < least:\n            beta = math.sqrt(least / (width * height))",
+        "elif False:\n            beta = 1.0",
+        "small pictures stay small",
+    ),
+)
+
+QWEN = breaks(
+    "models/qwen3_vl.py",
+    ("if receipt.image:\n            return", "if False:\n            return", "a picture with a time"),
+    ("replace(receipt, tokens=sum(expected))", "receipt", "visual tokens uncounted"),
+    ("= max(high, wide)", "= high", "positions behind a picture"),
+)  # fmt: skip
+
+MUTANTS = TOKENS + STAGES + SHOWN + READERS + PIXELS + QWEN
