@@ -27,6 +27,12 @@ STAGES = {
     "grpo": Stage(
         "longtake.recipes.grpo", "learn from rewards, without a critic (GRPO and its family)", ("rows",), True
     ),
+    "judge": Stage(
+        "longtake.recipes.judge", "preferences by a model: which of two answers is better, and why", ("rows",), True
+    ),
+    "reward": Stage("longtake.recipes.reward", "learn to score answers from pairs (Bradley–Terry)", ("rows",), True),
+    "dpo": Stage("longtake.recipes.dpo", "learn from pairs of answers (DPO, IPO, SimPO)", ("rows",), True),
+    "ppo": Stage("longtake.recipes.ppo", "learn from a reward model, with a value model (PPO)", ("rows",), True),
     "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True, True),
     "plan": Stage("longtake.cli.plan", "what a run will need: memory, seconds, disk", ("model",), speaks=True),
     "ask": Stage("longtake.cli.ask", "answer a question about a film", ("film", "question"), speaks=True),

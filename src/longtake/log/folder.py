@@ -22,11 +22,12 @@ from longtake.log.lock import hold
 PACKAGES = ("longtake", "torch", "transformers", "av", "numpy")
 # settings that cannot change a number, so that a run may go on with others (in whatever block they are)
 FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "features", "features_ram", "features_disk"})
+FREE |= {"most_failed", "key_file", "retries", "timeout"}
 RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists
 KEYS = {"stage", "config", "status", "notes", "seconds"}  # without these run.json is none of ours
 # what a stage makes first: from there on there is a run to keep; "films" is a demo's
-RESULTS = ("metrics.jsonl", "rates.jsonl", "outcomes", "checkpoints", "films")
+RESULTS = ("metrics.jsonl", "rates.jsonl", "outcomes", "asked", "checkpoints", "films")
 
 
 class AnotherRun(UserError):

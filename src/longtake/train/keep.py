@@ -48,7 +48,7 @@ def keep(
         receipt = group.prompt.receipt
         row |= {
             "receipt": receipt and asdict(receipt),
-            "strip": receipt and _strip(folder, receipt, films, look),
+            "strip": receipt and strip(folder, receipt, films, look),
             "answers": answers,
         }
         rows.append(row)
@@ -57,7 +57,7 @@ def keep(
     write_jsonl(folder / "rollouts" / f"{step:06d}.jsonl", rows)
 
 
-def _strip(folder: Path, receipt: Receipt, films: Films, look: Look) -> str:
+def strip(folder: Path, receipt: Receipt, films: Films, look: Look) -> str:
     """The filmstrip of a receipt, made once; its path inside the run folder."""
     name = f"thumbs/{receipt.content[:16]}-{len(receipt.indices)}-{keyed(*receipt.indices):016x}.jpg"
     if not (folder / name).exists():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from longtake.maths.algorithms import ALGORITHMS, Algorithm
 from longtake.maths.pack import pack
 from longtake.records import Group, Layout, Prompt, Question
 from longtake.rewards.mix import Mix
+from longtake.rewards.model import Scorer
 from longtake.runtime.films import Look
 from longtake.runtime.prefix import Keep
 from longtake.runtime.rows import lead
@@ -106,6 +107,7 @@ class Sampler:
     max_tokens: int
     row_tokens: int  # prefix tokens held at once
     seed: int
+    models: Mapping[str, Scorer] = field(default_factory=dict)  # of reward.models, loaded
 
     def __post_init__(self) -> None:
         if len(self.questions) < self.count:
@@ -148,7 +150,8 @@ class Sampler:
             while (one := self._next(batches, session, looks, log)) is not None:
                 asked, kept = one
                 with log.phase("reward"):
-                    new = scored(asked, [group for each in kept for group in each.groups], self.reward)
+                    groups = [group for each in kept for group in each.groups]
+                    new = scored(asked, groups, self.reward, self.models)
                 found += len(differing(new).looks)
                 yield new, kept if keep else []
                 del one, kept

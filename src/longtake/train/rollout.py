@@ -17,6 +17,7 @@ from longtake.protocols import Engine
 from longtake.records import Draw, Group, Prompt, Question
 from longtake.rewards.format import format_reward
 from longtake.rewards.mix import Mix, accuracy
+from longtake.rewards.model import Scorer
 from longtake.runtime.films import Films, Look
 from longtake.runtime.prefix import Keep
 from longtake.train.keys import keyed
@@ -126,17 +127,23 @@ def answer_kept(
         start = stop
 
 
-def scored(looks: Sequence[Look], groups: Sequence[Group], reward: Mix) -> Rollout:
-    """The second half of `rollout`: every answer's reward."""
+def scored(
+    looks: Sequence[Look], groups: Sequence[Group], reward: Mix, models: Mapping[str, Scorer] | None = None
+) -> Rollout:
+    """The second half of `rollout`: every answer's reward. `models`: those of `reward.models`, loaded."""
+    found = {name: model(groups) for name, model in (models or {}).items()}  # [N][G] each
     scores = [
-        tuple(score(answer.text, look.question, reward) for answer in group.answers)
-        for look, group in zip(looks, groups, strict=True)
+        tuple(
+            score(answer.text, look.question, reward, {name: own[n][g] for name, own in found.items()})
+            for g, answer in enumerate(group.answers)
+        )
+        for n, (look, group) in enumerate(zip(looks, groups, strict=True))
     ]
     return Rollout(tuple(looks), tuple(groups), tuple(scores))
 
 
-def score(text: str, question: Question, reward: Mix) -> Scored:
-    """One answer's reward; right or wrong is watched whether or not it is rewarded."""
-    mixed = reward(text, question)
+def score(text: str, question: Question, reward: Mix, scores: Mapping[str, float] | None = None) -> Scored:
+    """One answer's reward; right or wrong is watched whether or not it is rewarded. `scores`: see Mix."""
+    mixed = reward(text, question, scores)
     correct = accuracy(text, question) >= 1.0 if question.answer else None
     return Scored(mixed.total, mixed.parts, correct, format_reward(text) >= 1.0)

@@ -1,0 +1,113 @@
+"""An endpoint that is asked: frames as JPEG, requests side by side, and an end where nobody answers."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from longtake.data.cache import FrameTier
+from longtake.data.video import VideoError
+from longtake.data.workers import Fit
+from longtake.engines.remote import Remote
+from longtake.train.asking import Ask, Replies, Reply, Said
+
+GIVE_UP = 20  # requests in a row that failed after all their tries: the endpoint is gone, and asking on helps nobody
+Schema = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class RemoteAsker:
+    """Up to `workers` requests at once. Example: RemoteAsker(Remote(url, model), tier, fit_for(262144), 8)."""
+
+    remote: Remote
+    tier: FrameTier
+    fit: Fit
+    workers: int
+    temperature: float | None = 0.0
+    schema: Schema | None = None
+    gave_up: str = ""  # why nobody was asked any more
+    marks: tuple[str, ...] = ()
+
+    def ask(self, asks: Sequence[Ask], max_tokens: int, known: Collection[str]) -> Replies:
+        """In the order in which replies come. Raises UserError where the endpoint refuses everybody."""
+        todo = deque(one for one in asks if one.key not in known)
+        expected, stop, in_a_row = len(todo), Event(), 0
+        heard: SimpleQueue[tuple[str, Reply] | BaseException] = SimpleQueue()
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    one = todo.popleft()
+                except IndexError:
+                    return
+                try:
+                    heard.put((one.key, self._one(one, max_tokens)))
+                except BaseException as error:
+                    heard.put(error)
+                    return
+
+        for _ in range(min(self.workers, expected)):
+            Thread(target=work, daemon=True).start()
+        try:
+            for _ in range(expected):
+                got = heard.get()
+                if isinstance(got, BaseException):
+                    raise got
+                yield got
+                in_a_row = in_a_row + 1 if got[1].error else 0
+                if in_a_row == GIVE_UP:
+                    self.gave_up = f"{in_a_row} requests in a row failed, the last with {got[1].error}"
+                    return
+        finally:
+            stop.set()
+
+    def close(self) -> None:
+        self.remote.close()
+
+    def _one(self, one: Ask, max_tokens: int) -> Reply:
+        """One request. A film that cannot be read is this request's failure."""
+        question, (draw,) = one.look.question, one.draws
+        pictures: list[bytes] = []
+        said, receipt = "", None
+        if question.video is not None:
+            try:
+                frames_FHWC, receipt = self.tier.take(Path(question.video), one.look.policy, self.fit)
+            except VideoError as error:
+                return Reply((), calls=0, error=" ".join(str(error).split())[:300])
+            pictures = [jpeg(frame) for frame in frames_FHWC]
+            times = ", ".join(f"{second:.1f}" for second in receipt.seconds)
+            said = f"A video, shown by {len(pictures)} of its frames, at {times} seconds:"
+        heard = self.remote.chat(
+            question.text, pictures, max_tokens, said=said, temperature=self.temperature,
+            seed=draw.seed % 2**31 if self.temperature else None, schema=self.schema,
+        )  # fmt: skip
+        texts = () if heard.error else (Said(heard.text, heard.tokens_out, heard.finish),)
+        return Reply(texts, heard.tokens_in, heard.calls, heard.troubles, heard.error, receipt)
+
+
+def fit_for(most: int) -> Fit:
+    """Frames at their own size, or smaller: at most `most` pixels."""
+    return partial(_within, most)
+
+
+def _within(most: int, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
+    scale = min(1.0, sqrt(min(most, max_pixels or most) / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
+def jpeg(frame_HWC: np.ndarray) -> bytes:
+    """A uint8 RGB frame as a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(frame_HWC).save(file, format="JPEG", quality=90)
+    return file.getvalue()
