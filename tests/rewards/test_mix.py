@@ -34,6 +34,21 @@ def test_parts_are_weighted_and_kept() -> None:
     assert Mix({"accuracy": 1.0, "format": -0.5})("A", CHOICE).total == 0.0
 
 
+def test_scores_of_reward_models_are_given() -> None:
+    mix = Mix({"model:out/reward/model": 0.5, "format": 0.1})
+    assert mix.models == {"model:out/reward/model": "out/reward/model"}
+    assert mix.files == ()
+    score = mix(RIGHT, CHOICE, {"model:out/reward/model": -3.0})
+    assert score.total == pytest.approx(-1.4)
+    assert list(score.parts.items()) == [("model:out/reward/model", -3.0), ("format", 1.0)]
+    mix.check([TEXT, Question("x", None, "?")])  # needs no truth
+    for wrong in (None, {"other": 1.0}):
+        with pytest.raises(ValueError, match="out/reward/model"):
+            mix(RIGHT, CHOICE, wrong)
+    with pytest.raises(ValueError, match="other"):
+        Mix({"format": 1.0})(RIGHT, CHOICE, {"other": 1.0})
+
+
 @pytest.mark.parametrize(
     ("question", "good", "bad"),
     [(CHOICE, "(B) right", "A"), (NUMBER, "7.0", "8"), (TEXT, "Red cup.", "blue cup")],
@@ -61,6 +76,8 @@ def test_other_rules() -> None:
         ({"acuracy": 1.0}, "did you mean accuracy?"),
         ({"beauty": 1.0}, "known: accuracy"),
         ({"my.py": 1.0}, "FILE:FUNCTION"),
+        ({"model:": 1.0}, "model:FOLDER"),
+        ({"model": 1.0}, "model:FOLDER"),
     ],
 )
 def test_bad_weights(weights: dict[str, float], said: str) -> None:

@@ -1,9 +1,9 @@
-"""Critic-free reinforcement learning: GRPO and its family, with rule rewards or your own.
+"""Critic-free reinforcement learning: GRPO and its family, with rule rewards, reward models or your own.
 
     for every step:
         for every batch of questions that memory holds:
             questions   → prefill, kept; G answers each on it            (engines.local)
-            answers     → rewards → centred advantages                   (rewards.mix, maths.advantage)
+            answers     → rewards → centred advantages      (rewards.mix, rewards.model, maths.advantage)
             answers     → scored on the kept prefill, one backward       (train.step)
             the prefill is let go
         one optimizer step, scaled by the algorithm's count and deviation
@@ -50,7 +50,7 @@ class Config(Settings):
         description="longtake, grpo, dapo, dr_grpo, gspo, cispo, rloo, reinforce_pp or reinforce_pp_baseline",
     )
     reward: tuple[str, ...] = Field(
-        ("accuracy", "format=0.1"), description="name or my.py:function, each with =weight if not 1"
+        ("accuracy", "format=0.1"), description="name, my.py:function or model:FOLDER, each with =weight if not 1"
     )
     steps: int = Field(200, ge=1, description="rollout steps")
     questions: int = Field(16, ge=1, description="questions a step")
@@ -90,6 +90,7 @@ class Config(Settings):
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "model", "reward", "accuracy", "length"} (means of the last tenth of the steps)."""
     from longtake.rewards.mix import Mix
+    from longtake.rewards.model import find, scorers
     from longtake.train import policy
     from longtake.train.keep import keep
     from longtake.train.session import decode, open_session
@@ -98,14 +99,16 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     on_policy = config.epochs == config.minibatches == 1
     algorithm = policy.choose(config.algorithm, config.clip, on_policy=on_policy, refill=config.refill)
     reward, heats = Mix(policy.weights_of(config.reward)), (config.temperature,) * config.group_size
-    reads = (str(config.rows), config.model, *map(str, reward.files))
+    reads = (str(config.rows), config.model, *map(str, reward.files), *map(str, map(find, reward.models.values())))
     if known := begin(log, "grpo", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known
     rows = policy.read_questions(config.rows, config.questions, reward, config.video, log)
-    session = open_session(config, log)
+    session, memory = open_session(config, log), config.memory
+    with log.phase("load"):
+        models = scorers(reward.models, session.model, session.films.features, memory.row_tokens, memory.answer_tokens)
     sampler = policy.Sampler(
         decode(session.films, rows, config.video, log), config.questions, config.refill, config.video, reward, heats,
-        config.max_tokens, config.memory.row_tokens, config.seed,
+        config.max_tokens, memory.row_tokens, config.seed, models,
     )  # fmt: skip
     objective = Objective(algorithm.loss, on_policy, config.temperature)
     learn = _one_forward if on_policy and algorithm.scale else _rewards_first

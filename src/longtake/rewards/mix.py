@@ -18,6 +18,7 @@ from longtake.rewards.number import is_number, number_reward
 from longtake.rewards.user import is_user, load
 
 Rule = Callable[[str, Question], float]
+MODEL = "model:"  # begins the name of a reward model: model:out/reward/model
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,10 @@ class Score:
 
 
 class Mix:
-    """Weighted sum of rewards, each by its name in BUILT_IN or as FILE:FUNCTION.
+    """Weighted sum of rewards, each by its name in BUILT_IN, as FILE:FUNCTION or as model:FOLDER.
 
     Example: Mix({"accuracy": 1.0, "format": 0.1, "my.py:score": 0.5})("<think>…", question).
+    Reward models (rewards.model) score whole groups at once: their scores of an answer are given to the call.
     Raises UserError for an unknown name, a weight that is no finite number, or a user's file that does not load.
     """
 
@@ -44,12 +46,20 @@ class Mix:
             if not math.isfinite(weight):
                 raise UserError(f"the weight of the reward {name} must be a finite number, not {weight}")
         self.weights = dict(weights)
-        self._rules = {name: _rule(name) for name in weights}
-        self.files = tuple(Path(name.rpartition(":")[0]) for name in weights if is_user(name))
+        self.models = {name: _source(name) for name in weights if name.startswith(MODEL)}  # name → folder or hub id
+        self._rules = {name: _rule(name) for name in weights if name not in self.models}
+        self.files = tuple(Path(name.rpartition(":")[0]) for name in self._rules if is_user(name))
 
-    def __call__(self, text: str, question: Question) -> Score:
-        """Score of one answer's whole text. Raises UserError where a rule finds no truth in the row to compare with."""
-        parts = {name: rule(text, question) for name, rule in self._rules.items()}
+    def __call__(self, text: str, question: Question, scores: Mapping[str, float] | None = None) -> Score:
+        """Score of one answer's whole text. `scores`: those of the reward models, by name.
+
+        Raises UserError where a rule finds no truth in the row to compare with, ValueError for other `scores`.
+        """
+        found = dict(scores or {})
+        if found.keys() != self.models.keys():
+            raise ValueError(f"reward models are {sorted(self.models)}, scores were given of {sorted(found)}")
+        found |= {name: rule(text, question) for name, rule in self._rules.items()}
+        parts = {name: found[name] for name in self.weights}
         return Score(math.fsum(self.weights[name] * value for name, value in parts.items()), parts)
 
     def check(self, questions: Sequence[Question]) -> None:
@@ -108,8 +118,16 @@ def _rule(name: str) -> Rule:
         mine = load(name)
         return lambda text, question: mine(text, user_row(question))
     near = difflib.get_close_matches(name, BUILT_IN, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"known: {', '.join(BUILT_IN)}, or FILE:FUNCTION"
-    raise UserError(f"there is no reward called {name!r}", fix=fix)
+    known = f"known: {', '.join(BUILT_IN)}, FILE:FUNCTION, or {MODEL}FOLDER"
+    raise UserError(f"there is no reward called {name!r}", fix=f"did you mean {near[0]}?" if near else known)
+
+
+def _source(name: str) -> str:
+    """Of a reward model: its folder or hub id."""
+    source = name.removeprefix(MODEL)
+    if not source:
+        raise UserError("a reward model is given as model:FOLDER", where=name, fix=f"e.g. {MODEL}out/reward/model=0.5")
+    return source
 
 
 def user_row(question: Question) -> dict[str, Any]:

@@ -109,4 +109,6 @@ def _truth(ranked: Sequence[Ranked]) -> dict[str, Any] | None:
 
 
 def _told(found: Estimate | None) -> dict[str, float] | None:
-    return found and {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+    if found is None:
+        return None
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
