@@ -26,24 +26,28 @@ from hypothesis import strategies
 from tests import (
     mutants_answers,
     mutants_core,
+    mutants_judge,
     mutants_loop,
     mutants_losses,
     mutants_prefix,
+    mutants_rewards,
     mutants_table,
     mutants_turns,
 )
 from tests.mutants_table import Mutant
 
 ROOT = Path(__file__).parent.parent
-TABLES = (
+TABLES = (  # the slowest first
+    mutants_judge,
+    mutants_rewards,
     mutants_loop,
     mutants_answers,
     mutants_prefix,
-    mutants_core,
     mutants_turns,
+    mutants_core,
     mutants_table,
     mutants_losses,
-)  # the slowest first
+)
 MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
 TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
 QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]

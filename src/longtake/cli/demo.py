@@ -1,5 +1,7 @@
 """The whole chain on a laptop: films → stand-in base model → SFT → difficulty → GRPO → evaluation → report.
 
+With `--full` also judge → reward model → PPO, and DPO, on AI feedback.
+
 Everything is real but small: H.264 films of a simulated world, a Qwen3-VL network of half a million parameters, the
 same recipes that a user runs. "base" makes a stand-in for a pretrained model and uses the simulator's labels for it.
 """
@@ -17,6 +19,9 @@ from longtake.log.folder import AnotherRun
 
 FILMS = {"sft": 2000, "rl": 800, "gate": 200, "test": 600}
 FRAMES = (8, 16, 32, 64)
+NAMES = {
+    "base": "stand-in base", "sft": "after SFT", "grpo": "after GRPO", "dpo": "after DPO", "ppo": "after PPO",
+}  # fmt: skip
 BASE_STEPS, SFT_STEPS, GRPO_STEPS = 800, 500, 160
 
 
@@ -30,25 +35,29 @@ class Config(Settings):
     scale: float = Field(
         1.0, gt=0, le=1, description="share of films and steps: small for a quick look, too small to learn"
     )
+    full: bool = Field(
+        False, description="add learning from AI feedback: a judge, a reward model, DPO and PPO (30 minutes in all)"
+    )
     workers: int = Field(2, ge=1, description="processes that render and decode")
 
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Runs all stages; returns the summary that is also in summary.json."""
     from longtake import report
-    from longtake.cli import demo_stages as stages
+    from longtake.cli import demo_feedback, demo_stages
     from longtake.cli.demo_summary import summary as gather
 
-    settings = config.model_dump(mode="json", exclude={"aside"})
+    settings = config.model_dump(mode="json", exclude={"aside", "full"})
     try:
         folder = RunFolder.open(config.out, "demo", settings, fresh=config.fresh)
     except AnotherRun:
         if not config.aside:
             raise
         folder = RunFolder.open(config.out, "demo", settings, fresh=True)
-    plan = stages.Plan(config.out, config.seed, config.scale, config.workers)
-    with log.progress("stages", len(stages.STAGES)) as done:
-        for stage in stages.STAGES.values():
+    plan = demo_stages.Plan(config.out, config.seed, config.scale, config.workers)
+    stages = [*demo_stages.STAGES.values(), *(demo_feedback.STAGES.values() if config.full else ())]
+    with log.progress("stages", len(stages)) as done:
+        for stage in stages:
             log.open(folder)
             stage(plan, log)
             done.advance()
@@ -64,8 +73,14 @@ def run(config: Config, log: Log) -> dict[str, Any]:
 def told(summary: dict[str, Any], page: Path) -> str:
     """The result in a few lines."""
     lines = [f"{'right answers at 64 frames':28}{'sampled':>9}{'greedy':>9}"]
-    names = {"base": "stand-in base", "sft": "after SFT", "grpo": "after GRPO"}
-    lines += [f"{label:28}{summary[n]['sampled']:9.1%}{summary[n]['greedy']:9.1%}" for n, label in names.items()]
+    lines += [
+        f"{label:28}{summary[n]['sampled']:9.1%}{summary[n]['greedy']:9.1%}"
+        for n, label in NAMES.items()
+        if n in summary
+    ]
+    if judge := summary.get("judge"):
+        context = f"{judge['with_context']:.1%} with the film's narrative, {judge['without_context']:.1%} without"
+        lines.append(f"the judge is right in {context}; the reward model in {summary['reward_model']['accuracy']:.1%}")
     lines.append(
         f"{'without the film':28}{summary['blind']['no_video']:9.1%}   chance {summary['blind']['chance']:.1%}"
     )

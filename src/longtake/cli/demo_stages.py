@@ -91,7 +91,8 @@ def tune(plan: Plan, log: Log) -> None:
             rows=plan.rows("sft"), model=str(plan.out / "base" / "model"), out=plan.out / "sft", seed=plan.seed,
             steps=plan.steps(SFT_STEPS), batch=min(32, plan.films()["sft"]), video=plan.video(8, 16, 32, 32, 64, 64),
             optim=Optim(lr=1.5e-3, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01),
-            memory=ROOMY, adapter=FULL, gate=sft.Gate(rows=plan.rows("gate"), accuracy=0.85, frames=64, every=50, max_tokens=ANSWER),
+            memory=ROOMY, adapter=FULL,
+            gate=sft.Gate(rows=plan.rows("gate"), accuracy=0.85, frames=64, every=50, max_tokens=ANSWER),
         ),
         log,
     )  # fmt: skip
@@ -128,7 +129,7 @@ def reinforce(plan: Plan, log: Log) -> None:
     )  # fmt: skip
 
 
-def judge(name: str) -> Callable[[Plan, Log], None]:
+def evaluated(name: str) -> Callable[[Plan, Log], None]:
     """Evaluation of one stage's model; the last one also blind."""
 
     def evaluate(plan: Plan, log: Log) -> None:
@@ -144,5 +145,5 @@ def judge(name: str) -> Callable[[Plan, Log], None]:
 
 STAGES: Mapping[str, Callable[[Plan, Log], None]] = {
     "films": render, "decode": start, "base": base, "sft": tune, "difficulty": sort, "grpo": reinforce,
-    "eval_base": judge("base"), "eval_sft": judge("sft"), "eval_grpo": judge("grpo"),
+    "eval_base": evaluated("base"), "eval_sft": evaluated("sft"), "eval_grpo": evaluated("grpo"),
 }  # fmt: skip

@@ -22,6 +22,7 @@ from longtake.sim import make
 from longtake.sim.observer import ceiling
 
 MODELS = ("base", "sft", "grpo")
+FEEDBACK = ("dpo", "ppo")  # of `demo --full`
 
 
 def summary(folder: Path, seed: int, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def summary(folder: Path, seed: int, seconds: Mapping[str, float]) -> dict[str, 
 
     `by_kind`, `chain_length` and `format` are of sampled answers at 64 frames.
     """
-    results = {name: read_json(folder / "eval" / name / "eval.json")["settings"] for name in MODELS}
+    models = MODELS + tuple(name for name in FEEDBACK if (folder / "eval" / name / "eval.json").exists())
+    results = {name: read_json(folder / "eval" / name / "eval.json")["settings"] for name in models}
     test = read_questions(folder / "rows" / "test.jsonl")
     decodes = FrameTier(folder / "tier").decodes()
     encodes = encode_counts(folder / "features")
@@ -46,6 +48,7 @@ def summary(folder: Path, seed: int, seconds: Mapping[str, float]) -> dict[str, 
         "stopped": {name: read_json(folder / name / "summary.json").get("reason", "") for name in ("base", "sft")},
         "difficulty": read_json(folder / "difficulty" / "summary.json"),
         "gain": gain(folder),
+        **(feedback(folder) if models != MODELS else {}),
     }
 
 
@@ -67,6 +70,24 @@ def one_model(settings: list[dict[str, Any]]) -> dict[str, Any]:
         "format": best["format"],
         "n": best["n"],
     }
+
+
+def feedback(folder: Path) -> dict[str, Any]:
+    """What `demo --full` adds: how often the judge and the reward model are right.
+
+    `with_context`, `without_context`: share of pairs with one right answer that the judge puts in the right order in
+    both orders of asking, a pair that it did not keep counting half.
+    """
+    judge, plain = (read_json(folder / name / "summary.json") for name in ("judge", "judge_plain"))
+    reward = read_json(folder / "reward" / "summary.json")
+    return {
+        "judge": {
+            "with_context": judge["accuracy_all"], "without_context": plain["accuracy_all"],
+            "flip_rate": judge["flip_rate"], "flip_rate_without": plain["flip_rate"],
+            "kept": judge["kept"], "right_of_kept": judge["accuracy"], "pairs": judge["pairs"],
+        },
+        "reward_model": {name: reward[name] for name in ("accuracy", "n", "length_correlation")},
+    }  # fmt: skip
 
 
 def blind(settings: list[dict[str, Any]]) -> dict[str, float]:

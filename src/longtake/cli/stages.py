@@ -33,6 +33,7 @@ STAGES = {
     "reward": Stage("longtake.recipes.reward", "learn to score answers from pairs (Bradley–Terry)", ("rows",), True),
     "dpo": Stage("longtake.recipes.dpo", "learn from pairs of answers (DPO, IPO, SimPO)", ("rows",), True),
     "ppo": Stage("longtake.recipes.ppo", "learn from a reward model, with a value model (PPO)", ("rows",), True),
+    "rounds": Stage("longtake.recipes.rounds", "judge and dpo in turns: sample, judge, learn, again", ("rows",), True),
     "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True, True),
     "plan": Stage("longtake.cli.plan", "what a run will need: memory, seconds, disk", ("model",), speaks=True),
     "ask": Stage("longtake.cli.ask", "answer a question about a film", ("film", "question"), speaks=True),

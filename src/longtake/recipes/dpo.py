@@ -120,7 +120,7 @@ def objective_of(config: Config) -> Objective:
 
 
 def look_at(session: Session, pairs: Pairs, config: Config, reference: Reference | None, log: Log) -> dict[str, float]:
-    """Of the held-out pairs: the share whose chosen answer has the larger implicit reward (ties half), its mean lead."""
+    """Of held-out pairs: the share whose chosen answer has the larger implicit reward (ties half), its mean lead."""
     from longtake.train.preference import ids_of
 
     margins = []

@@ -1,0 +1,124 @@
+"""The stages that `demo --full` adds: learning from AI feedback instead of known answers.
+
+    referee       the stand-in for a larger instruct model that can follow a judge's prompt
+    judge         the SFT model's own answers, compared in both orders with the films' narratives before the referee
+    judge_plain   the same answers without narratives: what these are worth
+    reward        a reward model from the judge's pairs
+    dpo           the SFT model, learning from the pairs
+    ppo           the SFT model, learning from the reward model
+
+No stage here reads a right answer of the questions; accuracies are computed beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from longtake.cli.demo_stages import ANSWER, FULL, ROOMY, Plan, evaluated
+from longtake.log import Log, read_json
+from longtake.recipes import dpo, judge, ppo, reward, sft
+from longtake.sim import make
+from longtake.train.adapter_settings import Adapter
+from longtake.train.judge_settings import Context, Judge
+from longtake.train.settings import Optim
+
+REFEREE_STEPS, PPO_STEPS = 300, 40
+REPLY = 60  # tokens: a verdict with its reasons
+FEW, BATCH, HELD_OUT = 100, 32, 0.15  # of pairs: too few to learn from; a step; share of films
+LORA = Adapter(kind="lora", rank=16, alpha=32.0)
+
+
+def rows(plan: Plan, log: Log) -> None:
+    """What the referee learns, and the words that it is asked in."""
+    if not plan.rows("judge").exists():
+        make.make_judge_rows(plan.out, plan.seed, plan.films(), plan.steps(REFEREE_STEPS))
+
+
+def referee(plan: Plan, log: Log) -> None:
+    """A judge from the base model, taught by the simulator's own right and wrong answers on other films."""
+    sft.run(
+        sft.Config(
+            rows=plan.rows("judge"), model=str(plan.out / "base" / "model"), out=plan.out / "referee", seed=plan.seed,
+            steps=plan.steps(REFEREE_STEPS), batch_by="row", shuffle=False, video=plan.video(32), memory=ROOMY,
+            optim=Optim(lr=1.5e-3, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01), adapter=FULL,
+        ),
+        log,
+    )  # fmt: skip
+
+
+def compare(name: str, context: Context) -> Callable[[Plan, Log], None]:
+    """Four answers to every question of the RL films, neighbours compared."""
+
+    def stage(plan: Plan, log: Log) -> None:
+        told = context
+        if context.kind == "narrative":
+            told = context.model_copy(update={"captioner": str(plan.out / "base" / "model")})
+        judge.run(
+            judge.Config(
+                rows=plan.rows("rl"), model=str(plan.out / "sft" / "model"), out=plan.out / name, seed=plan.seed,
+                answers=4, max_tokens=ANSWER, batch=50, video=plan.video(64),
+                prompts=plan.out / "rows" / "prompts.yaml",
+                context=told, judge=Judge(model=str(plan.out / "referee" / "model"), frames=32, max_tokens=REPLY),
+            ),
+            log,
+        )  # fmt: skip
+
+    return stage
+
+
+def pairs(plan: Plan, log: Log) -> tuple[Path, int, float]:
+    """(file of pairs, pairs a step, share of films held out); the simulator's pairs where the judge kept too few."""
+    file, kept = plan.out / "judge" / "pairs.jsonl", read_json(plan.out / "judge" / "summary.json")["kept"]
+    if kept >= FEW:
+        return file, BATCH, HELD_OUT
+    log.note(f"the judge kept {kept} pairs: the simulator's own right and wrong answers take their place")
+    return make.make_pairs(plan.out, plan.seed, plan.films()), 2, 0.5
+
+
+def score(plan: Plan, log: Log) -> None:
+    """A reward model from the pairs that the judge kept."""
+    file, batch, held_out = pairs(plan, log)
+    reward.run(
+        reward.Config(
+            rows=file, model=str(plan.out / "sft" / "model"), out=plan.out / "reward", seed=plan.seed,
+            epochs=3, batch=batch, held_out=held_out, video=plan.video(64), adapter=LORA, memory=ROOMY,
+            optim=Optim(lr=1e-3, warmup=5, schedule="linear"),
+        ),
+        log,
+    )  # fmt: skip
+
+
+def prefer(plan: Plan, log: Log) -> None:
+    """DPO on the same pairs."""
+    file, batch, held_out = pairs(plan, log)
+    dpo.run(
+        dpo.Config(
+            rows=file, model=str(plan.out / "sft" / "model"), out=plan.out / "dpo", seed=plan.seed,
+            epochs=3, batch=batch, held_out=held_out, video=plan.video(64), adapter=LORA, memory=ROOMY,
+            optim=Optim(lr=1e-4, warmup=5, schedule="linear"),
+        ),
+        log,
+    )  # fmt: skip
+
+
+def reinforce(plan: Plan, log: Log) -> None:
+    """PPO against the reward model, on the same questions as GRPO's."""
+    ppo.run(
+        ppo.Config(
+            rows=plan.rows("rl"), model=str(plan.out / "sft" / "model"), out=plan.out / "ppo", seed=plan.seed,
+            reward_model=str(plan.out / "reward" / "model"), steps=plan.steps(PPO_STEPS), questions=8, group_size=4,
+            max_tokens=ANSWER, video=plan.video(64), optim=Optim(lr=5e-4, warmup=0), kl=ppo.KL(beta=0.1),
+            adapter=LORA, memory=ROOMY,
+        ),
+        log,
+    )  # fmt: skip
+
+
+STAGES: Mapping[str, Callable[[Plan, Log], None]] = {
+    "judge_rows": rows, "referee": referee,
+    "judge": compare("judge", Context(clips=4, clip_frames=16, max_tokens=24)),
+    "judge_plain": compare("judge_plain", Context(kind="none")),
+    "reward": score, "dpo": prefer, "ppo": reinforce,
+    "eval_dpo": evaluated("dpo"), "eval_ppo": evaluated("ppo"),
+}  # fmt: skip
