@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.report.fake import demo
+from tests.report.fake_pairs import full
+
+OTHERS = ("eval", "base", "sft", "grpo", "difficulty")
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "demo"))
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the stages of feedback. Read only: tests that change something take `heard`."""
+    return full(tmp_path_factory.mktemp("report") / "demo", steps=40, n=40, pairs=60)
+
+
+@pytest.fixture
+def heard(everything: Path, tmp_path: Path) -> Path:
+    """Only the stages of feedback."""
+    return Path(shutil.copytree(everything, tmp_path / "demo", ignore=shutil.ignore_patterns(*OTHERS, "report.html")))

@@ -46,6 +46,7 @@ class Skill:
 
 
 MODELS = {"base": Skill(0.03, 0.02, 0.0), "sft": Skill(0.52, 0.84, 0.45), "grpo": Skill(0.86, 0.87, 0.97)}
+LATER = {"dpo": Skill(0.63, 0.83, 0.70), "ppo": Skill(0.71, 0.85, 0.80)}  # of fake_pairs
 
 
 def write_json(path: Path, value: Row) -> None:
@@ -60,7 +61,8 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
 
 def run_file(stage: str, minute: int, seconds: Row, **more: Any) -> Row:
     """run.json as a stage writes it."""
-    config = {"rows": f"rows/{stage}.jsonl", "model": "base/model", "seed": 7, "steps": 200, "optim": {"lr": 3e-4}}
+    model = "demo/sft/model" if stage in ("grpo", "difficulty") else "demo/base/model"
+    config = {"rows": f"rows/{stage}.jsonl", "model": model, "seed": 7, "steps": 200, "optim": {"lr": 3e-4}}
     run = {"stage": stage, "config": config, "versions": VERSIONS, "machine": MACHINE, "notes": [], "status": "done"}
     run |= {
         "started": f"2026-11-22T10:{minute:02d}:00+00:00",
@@ -168,7 +170,7 @@ def metric(step: int, steps: int, stage: str, rng: random.Random) -> Row:
 
 def outcomes(model: str, frames: int, how: str, control: str, n: int) -> list[Row]:
     """One line a held-out question; the same questions for every model."""
-    skill, rows = MODELS[model], []
+    skill, rows = (MODELS | LATER)[model], []
     for i in range(n):
         story = scene(KINDS[i % 4], keyed(99, i))
         rng = random.Random(f"{i}-{how}-{frames}-{control}")
@@ -225,7 +227,7 @@ def evaluation(folder: Path, model: str, minute: int, n: int) -> None:
             "by_hops": shares(rows, "hops"),
         }
         settings.append(setting | {"chain_length": sum(row["tokens"] for row in rows) / n, "format": 0.99})
-    write_json(folder / "eval.json", {"model": f"{model}/model", "rows": n, "settings": settings})
+    write_json(folder / "eval.json", {"model": f"demo/{model}/model", "rows": n, "settings": settings})
     write_json(folder / "run.json", run_file("eval", minute, {"answer": 20.0, "encode": 3.1, "load": 0.6}))
 
 

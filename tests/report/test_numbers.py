@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from longtake.maths.stats import Estimate
 from longtake.records import Receipt
-from longtake.report import cards, charts, words
+from longtake.report import cards, charts, film, words
+from longtake.report.against import Against, Headline
 from longtake.report.compare import Change, Flips, Gain, by, change, flips, gain, turned
 from longtake.report.files import Difficulty, Outcome, Rollout, Sample
 from longtake.report.head import source
 from longtake.report.read import Problems, read_folder
-from longtake.report.results import BlindRow, Headline, Results, Verdict, _verdict, results
+from longtake.report.results import BlindRow, Results, _verdict, results
 from longtake.report.strips import Strip, shown_frames
 from longtake.report.training import pass_rates, time, times
 
@@ -75,7 +76,7 @@ def results_of(sampled: tuple[float, float], greedy: tuple[float, float], split:
         return Change(name, 600, Estimate(was, was, was, 600), Estimate(now, now, now, 600), wide)
 
     line = Headline(64, 600, row("sampled", sampled), row("greedy", greedy), (19.0, 29.0), (1.0, 1.0))
-    return Results("sft", "grpo", line, (), (), (), (), split, (), (), None, False, Verdict("plain", ""))
+    return Results("sft", Against("grpo", "after", line, gain=split))
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,10 @@ def test_verdict_on_looking(whole: float, blind: float, chance: float | None, to
 def test_results_compare_the_last_two_evaluations(made: Path) -> None:
     found = results(read_folder(made, Problems()), None, Problems())
     assert found is not None
-    assert (found.before, found.after) == ("sft", "grpo")
+    assert (found.before, found.main.label) == ("sft", "grpo")
     assert [tone for tone, _ in found.legend] == ["after", "before", "older"]
     assert {len(plot.traces[-1].marks) for plot in found.plots} == {4}
-    assert sum(found.flips[0][1].__getattribute__(name) for name in Flips.__slots__) == 80
+    assert sum(found.main.flips[0][1].__getattribute__(name) for name in Flips.__slots__) == 80
 
 
 def test_pass_rates() -> None:
@@ -153,7 +154,7 @@ def test_time_by_phase(made: Path) -> None:
     ],
 )  # fmt: skip
 def test_times_in_answers_lead_to_the_nearest_frame(text: str, frames: list[int]) -> None:
-    bits = cards.bits(text, {0: 0.0, 1: 2.0, 2: 3.5})
+    bits = film.bits(text, {0: 0.0, 1: 2.0, 2: 3.5})
     assert "".join(bit.text for bit in bits) == text
     assert [bit.frame for bit in bits if bit.frame is not None] == frames
 

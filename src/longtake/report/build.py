@@ -15,9 +15,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from longtake.log import writing
-from longtake.report import charts, words
+from longtake.report import charts, watch, words
 from longtake.report.cards import Card, card, chosen
-from longtake.report.files import Quarantined, Run, SummaryFile
+from longtake.report.feedback import Feedback, feedback
+from longtake.report.files import Difficulty, Quarantined, Run, SummaryFile
 from longtake.report.head import Head, head, source
 from longtake.report.read import Problems, read_folder, read_json
 from longtake.report.results import Results, results
@@ -37,6 +38,7 @@ class Training:
     plots: tuple[charts.Plot, ...]
     more: tuple[charts.Plot, ...]
     rates: tuple[Bar, ...]  # of a difficulty run
+    verdicts: tuple[words.Verdict, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Page:
     source: str
     training: tuple[Training, ...]
     times: tuple[Time, ...]
+    feedback: Feedback
     cards: tuple[Card, ...]
     strips: tuple[Strip, ...]
     films_used: int
@@ -78,12 +81,14 @@ def build(folder: Path) -> Path:
 
 
 def _page(folder: Path, runs: Sequence[Run], problems: Problems) -> Page:
-    summary = read_json(folder / "summary.json", SummaryFile, "summary.json", problems)
+    alone = any(not run.name and run.file.stage != "demo" for run in runs)  # then that file is the stage's own
+    summary = None if alone else read_json(folder / "summary.json", SummaryFile, "summary.json", problems)
     found = results(runs, summary, problems)
     strips = Strips(MAX_STRIPS, problems)
     sampled = [run for run in reversed(runs) if run.steps]
     picked = [(run, chosen(run, CARDS_BEFORE if i else CARDS, problems)) for i, run in enumerate(sampled)]
     cards = tuple(card(run, group, place, strips) for run, groups in picked for place, group in enumerate(groups))
+    heard = feedback(runs, strips, problems)
     if strips.left_out:
         problems.say(f"{words.plural(strips.left_out, 'filmstrip')} left out to keep the page small; see thumbs/.")
     receipts = [card.group.receipt for card in cards if card.group.receipt and card.group.receipt.cut]
@@ -93,6 +98,7 @@ def _page(folder: Path, runs: Sequence[Run], problems: Problems) -> Page:
         source=source(found) if found else "",
         training=tuple(part for run in runs if (part := _training(run))),
         times=times(runs),
+        feedback=heard,
         cards=cards,
         strips=tuple(strips.held.values()),
         films_used=max((run.file.films.used for run in runs), default=0),
@@ -108,9 +114,9 @@ def _training(run: Run) -> Training | None:
     """The stage's curves and groups; None for a stage that draws none (an evaluation)."""
     first, more = curves(run)
     stacked = groups(run)
-    rates = pass_rates(run.difficulty) if run.difficulty else ()
-    first = (stacked, *first) if stacked else first
-    return Training(run, first, more, rates) if first or more or rates else None
+    rates = pass_rates(run.summary) if isinstance(run.summary, Difficulty) else ()
+    first = (*first, stacked) if stacked and run.file.stage == "ppo" else (stacked, *first) if stacked else first
+    return Training(run, first, more, rates, watch.told(run)) if first or more or rates else None
 
 
 def render(page: Page) -> str:
@@ -128,7 +134,7 @@ def _environment() -> Environment:
     loader = PackageLoader("longtake.report")
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"percent": words.percent, "points": words.points, "number": words.number, "pretty": _pretty}
-    env.filters |= {"seconds": words.seconds, "count": words.count}
+    env.filters |= {"seconds": words.seconds, "count": words.count, "signed": words.signed}
     env.globals |= {"plural": words.plural, "W": charts.W, "H": charts.H, "LEFT": charts.LEFT}
     return env
 

@@ -47,6 +47,15 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """Words inside a chart, centred at a place."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plot:
     """A chart ready to draw."""
 
@@ -56,6 +65,7 @@ class Plot:
     y_ticks: tuple[Tick, ...]
     traces: tuple[Trace, ...]
     right: float = W - RIGHT  # where the grid ends
+    texts: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,11 @@ def thinned(points: Points) -> list[tuple[float, float]]:
 def path(points: Points, x: Scale, y: Scale) -> str:
     """SVG path through the points."""
     return "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in points) if points else ""
+
+
+def dots(points: Points, x: Scale, y: Scale) -> str:
+    """SVG path that is a round dot at every point, under a round line cap."""
+    return "".join(f"M{x(a):.1f} {y(b):.1f}h0" for a, b in points)
 
 
 def band(low: Points, high: Points, x: Scale, y: Scale) -> str:

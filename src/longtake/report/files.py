@@ -148,6 +148,64 @@ class Difficulty:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeFile:
+    """summary.json of a judge run: what became of the questions judged, and what judging took."""
+
+    pairs: int = 0
+    kept: int = 0
+    flipped: int = 0
+    ties: int = 0
+    unparsable: int = 0
+    same: int = 0
+    failed: int = 0
+    flip_rate: float | None = None
+    slot_a: float | None = None  # share of verdicts for the answer that stood first
+    accuracy: float | None = None  # of kept pairs with exactly one right answer
+    accuracy_n: int = 0
+    human: int = 0  # preferences of people, written beside the judge's
+    calls: int | None = None
+    retries: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TruthFile:
+    """Of pairs with one right and one wrong answer: how often the right one scores higher, how often it is chosen."""
+
+    accuracy: float
+    labels: float
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFile:
+    """summary.json of a reward run, of the held-out pairs."""
+
+    accuracy: float | None = None
+    n: int = 0
+    length_correlation: float | None = None  # of score and tokens
+    truth: TruthFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairsFile:
+    """summary.json of a dpo run; accuracy and margin of the held-out pairs."""
+
+    held_out: int = 0
+    accuracy: float | None = None
+    margin: float | None = None
+
+    @property
+    def n(self) -> int:
+        return self.held_out
+
+
+SUMMARIES = {"difficulty": Difficulty, "judge": JudgeFile, "reward": RewardFile, "dpo": PairsFile}
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One stage folder: its run.json, its curves, where its rollouts are."""
 
@@ -158,7 +216,7 @@ class Run:
     phases: tuple[Curve, ...]  # seconds by step
     steps: tuple[Path, ...]  # rollout files, by step
     eval: EvalFile | None
-    difficulty: Difficulty | None
+    summary: Difficulty | JudgeFile | RewardFile | PairsFile | None  # summary.json, of stages where the page reads it
 
     @property
     def label(self) -> str:

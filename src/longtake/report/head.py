@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.report import words
+from longtake.report.against import Headline
 from longtake.report.charts import smooth
 from longtake.report.compare import Change
-from longtake.report.files import Run, SummaryFile
-from longtake.report.results import Headline, Results, shown
+from longtake.report.files import Difficulty, JudgeFile, PairsFile, RewardFile, Run, SummaryFile
+from longtake.report.models import shown
+from longtake.report.results import Results
 from longtake.report.training import pass_rates
 
 FELL = 0.02  # a change of less than this is not worth a word
@@ -86,9 +88,9 @@ def head(runs: Sequence[Run], found: Results | None, summary: SummaryFile | None
 def lead(runs: Sequence[Run], found: Results | None) -> str:
     """The sentence of result: from an evaluation if there is one, else from the last stage itself."""
     if found:
-        return _tested(found.headline, found)
+        return _several(found) if found.rivals else _tested(found.main.headline, found)
     for run in reversed(runs):
-        if run.difficulty and (bars := pass_rates(run.difficulty)):
+        if isinstance(run.summary, Difficulty) and (bars := pass_rates(run.summary)):
             never, always = bars[0].share, bars[-1].share
             asked = words.plural(sum(bar.n for bar in bars), "question")
             times = words.plural(len(bars) - 1, "time")
@@ -97,6 +99,8 @@ def lead(runs: Sequence[Run], found: Results | None) -> str:
                 f"Of {asked} answered {times} each, {words.percent(always)} were always right, {words.percent(never)} "
                 f"never, and {between} in between."
             )
+        if told := _heard(run):
+            return told
         table = {line.name: line.points for line in run.curves}
         gate = table.get("accuracy") if run.file.stage == "sft" else None
         if gate:
@@ -111,6 +115,24 @@ def lead(runs: Sequence[Run], found: Results | None) -> str:
                 told = f"{name} in training went from {say(line[0][1])} to {say(line[-1][1])} over {steps}"
                 return f"{run.label}: {told}. No evaluation was run, so this is no result yet."
     return "No step has been written yet."
+
+
+def _heard(run: Run) -> str:
+    """The sentence of a stage that makes or learns preferences; "" where it has no result yet."""
+    found = run.summary
+    if isinstance(found, JudgeFile) and found.pairs:
+        text = f"Of {words.plural(found.pairs, 'pair')} of answers judged, {words.count(found.kept)} were kept"
+        if found.flip_rate is not None:
+            text += f"; {words.percent(found.flip_rate)} flipped with the order"
+        if found.accuracy is not None:
+            text += f"; of {words.count(found.accuracy_n)} where the truth is known {words.percent(found.accuracy)}"
+            text += " were judged rightly"
+        return f"{text}."
+    if isinstance(found, RewardFile | PairsFile) and found.accuracy is not None and found.n:
+        what = "The reward model" if isinstance(found, RewardFile) else f"{run.label}: the model"
+        pairs = words.plural(found.n, "held-out pair")
+        return f"{what} puts the better answer first in {words.percent(found.accuracy)} of {pairs}."
+    return ""
 
 
 def _tested(line: Headline, found: Results) -> str:
@@ -131,13 +153,30 @@ def _tested(line: Headline, found: Results) -> str:
     return f"{text[:1].upper()}{text[1:]} ({asked})."
 
 
+def _several(found: Results) -> str:
+    """The sentence of several models trained from one."""
+    models, line = (found.main, *found.rivals), found.main.headline
+    told = []
+    for how in ("sampled", "greedy"):
+        rows = [(one.label, one.headline.sampled if how == "sampled" else one.headline.greedy) for one in models]
+        known = [(label, row) for label, row in rows if row]
+        values = words.listed([f"{words.percent(row.after.value)} with {label}" for label, row in known])
+        if known and (first := known[0][1].before):
+            values = f"went from {words.percent(first.value)} to {values}"
+        if known:
+            told.append(f"{how} accuracy {values}")
+    asked = f"{shown(line.frames)}, {words.plural(line.n, 'question')}"
+    text = "; ".join(told)
+    return f"{text[:1].upper()}{text[1:]} ({asked})."
+
+
 def _moved(was: float, now: float) -> str:
     return "grew from" if now > CLEAR * was else "shrank from" if was > CLEAR * now else "stayed near: from"
 
 
 def source(found: Results) -> str:
     """Where the gain comes from, in a sentence; "" unless both ways of answering were tested before and after."""
-    line = found.headline
+    line, gain = found.main.headline, found.main.gain
     sampled, greedy = _delta(line.sampled), _delta(line.greedy)
     if sampled is None or greedy is None or line.sampled is None:
         return ""
@@ -156,11 +195,11 @@ def source(found: Results) -> str:
         text = f"Greedy decoding shares {both}: part new skill, part sharpening"
     else:
         text = f"Greedy decoding shares only {both}: mostly sharpening, little new skill"
-    if found.gain and found.gain.longer > FELL:
+    if gain and gain.longer > FELL:
         lengths = "longer chains" if (line.length[1] or 0) > (line.length[0] or 0) else "shorter chains"
-        points = words.points(found.gain.longer)
+        points = words.points(gain.longer)
         text += f". {points} points come from writing {lengths}, which were right more often before"
-    return text + "."
+    return f"{text}."
 
 
 def _delta(row: Change | None) -> float | None:
@@ -168,18 +207,22 @@ def _delta(row: Change | None) -> float | None:
 
 
 def _tiles(found: Results) -> tuple[Tile, ...]:
-    line = found.headline
+    """Of one model sampled, greedy and length; of several the first of these."""
+    line = found.main.headline
+    rows = [(f"{row.label} accuracy", row) for row in (line.sampled, line.greedy) if row]
+    if found.rivals:
+        first = [(one.label, one.headline.sampled or one.headline.greedy) for one in (found.main, *found.rivals)]
+        rows = [(f"{row.label} accuracy, {label}", row) for label, row in first if row]
     tiles = []
-    for row in (line.sampled, line.greedy):
-        if row:
-            note = f"95{words.THIN}%: {words.percent(row.after.low)} to {words.percent(row.after.high)}"
-            if row.delta:
-                low, high = words.points(row.delta.low), words.points(row.delta.high)
-                note = f"{words.points(row.delta.value)} points ({low} to {high})"
-            before = words.percent(row.before.value) if row.before else ""
-            tiles.append(Tile(f"{row.label} accuracy", before, words.percent(row.after.value), note))
+    for label, row in rows:
+        note = f"95{words.THIN}%: {words.percent(row.after.low)} to {words.percent(row.after.high)}"
+        if row.delta:
+            low, high = words.points(row.delta.low), words.points(row.delta.high)
+            note = f"{words.points(row.delta.value)} points ({low} to {high})"
+        before = words.percent(row.before.value) if row.before else ""
+        tiles.append(Tile(label, before, words.percent(row.after.value), note))
     was, now = line.length
-    if now:
+    if now and not found.rivals:
         right = f"format right: {words.percent(line.format[1])}" if line.format[1] is not None else "tokens"
         tiles.append(Tile("chain length", f"{was:.0f}" if was else "", f"{now:.0f}", right))
     blind = next((row for row in found.blind if row.label.startswith("no film")), None)

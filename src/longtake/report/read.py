@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from longtake.errors import UserError
-from longtake.report.files import Curve, Difficulty, EvalFile, Run, RunFile
+from longtake.report.files import SUMMARIES, Curve, EvalFile, Run, RunFile
 
 T = TypeVar("T")
 
@@ -105,8 +105,9 @@ def read_run(folder: Path, name: str, problems: Problems) -> Run | None:
     steps = sorted(path for path in (folder / "rollouts").glob("*.jsonl") if path.stem.isdigit())
     evals = read_json(folder / "eval.json", EvalFile, prefix + "eval.json", problems)
     found = folder / "summary.json"
-    rates = read_json(found, Difficulty, prefix + found.name, problems) if file.stage == "difficulty" else None
-    return Run(name, folder, file, curves, phases, tuple(steps), evals, rates)
+    kind = SUMMARIES.get(file.stage)
+    summary = read_json(found, kind, prefix + found.name, problems) if kind else None
+    return Run(name, folder, file, curves, phases, tuple(steps), evals, summary)
 
 
 def read_folder(folder: Path, problems: Problems) -> tuple[Run, ...]:

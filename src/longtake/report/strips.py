@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longtake.records import Receipt
-from longtake.report.files import Rollout, Run
+from longtake.report.files import Run
 from longtake.report.read import Problems
 
 
@@ -29,14 +29,15 @@ class Strips:
         self.held: dict[Path, Strip] = {}
         self.left_out = 0
 
-    def get(self, run: Run, group: Rollout) -> Strip | None:
-        """The group's strip; None if it has none, it cannot be read (said), or the budget is spent (counted)."""
-        if not group.strip:
+    def get(self, run: Run, strip: str | None) -> Strip | None:
+        """The strip at a path in the run folder; None if there is no path, it cannot be read (said), or the budget is
+        spent (counted)."""
+        if not strip:
             return None
-        path = run.folder / group.strip
+        path = run.folder / strip
         if path in self.held:
             return self.held[path]
-        named = f"{run.name}/{group.strip}".lstrip("/")
+        named = f"{run.name}/{strip}".lstrip("/")
         if not path.resolve().is_relative_to(run.folder.resolve()) or not path.is_file():
             self.problems.say(f"The filmstrip {named} is not there.")
             return None

@@ -7,22 +7,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from longtake.report import charts, words
+from longtake.report import charts, watch, words
 from longtake.report.files import Curve, Difficulty, Run
+from longtake.report.lines import FEW, MARKS, SMOOTHED_OVER
 
-SMOOTHED_OVER = 20  # the moving mean spans this fraction (1/20) of a curve
-FEW = 25  # points of a curve up to which each is marked
-MARKS = 60  # points of a curve that tell their value under the pointer
 IN_GROUPS = ("groups_all_right", "groups_all_wrong")  # drawn together
-SHARES = ("accuracy", "format", "finished", "groups_kept", "clipped", "features_hit")  # metrics shown in percent
+SHARES = (  # metrics shown in percent
+    *("accuracy", "held_accuracy", "format", "finished", "groups_kept", "clipped"),
+    "features_hit",
+)
+WITHOUT = ("eval", "judge")  # their steps are settings and parts of the work
 SMALL = 0.02  # phases below this share of a stage are drawn together as "other"
 FIRST = ("reward", "accuracy", "length", "entropy", "loss", "groups_kept", "reward_std")  # order of curves
+FIRST_OF = {
+    "ppo": ("score", "accuracy", "length", "kl_ref", "entropy", "explained_variance", "value_loss"),
+    "dpo": ("loss", "entropy"),
+    "reward": ("loss",),
+}
 NAMES = {
     "reward_std": "reward spread in a group",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
     "length": "answer length, tokens",
     "entropy": "entropy, nats a token",
+    "score": "score of the reward model",
+    "score_std": "spread of the scores",
+    "kl_ref": "distance to the start (KL), nats an answer",
+    "beta": "weight of the KL",
+    "explained_variance": "explained variance of the returns",
+    "shaped": "score after penalties and scale",
+    "return": "mean return",
+    "value": "mean value",
     "features_hit": "sets of frames that were encoded already",
 }
 SAMPLING = "answers are sampled token by token; shorter answers or more questions at a time would help"
@@ -33,10 +48,30 @@ ADVICE = {
     "answer": SAMPLING,
     "reward": "a cheaper reward would help",
     "update": "forward and backward are the work itself; shorter rows or fewer trained weights would help",
+    "policy": SAMPLING,
+    "captioner": "each clip is described once for all questions of its film; fewer or shorter captions would help",
+    "judge": "verdicts are the work here; shorter ones, or fewer pairs of a question, would help",
+    "score": "value model and reference read every answer; shorter answers would help",
+    "reference": "it is computed once; a longer run on the same pairs spends a smaller share here",
+    "held_out": "looks at held-out pairs are the work here; fewer of them or rarer looks would help",
     "gate": "held-out tests are the work here; fewer questions or rarer tests would help",
     "load": "the run is so short that loading the model outweighs it",
 }
-COLOURS = {"rollout": 0, "answer": 0, "update": 1, "decode": 3, "encode": 4, "reward": 5, "gate": 6}
+COLOURS = {
+    "rollout": 0,
+    "answer": 0,
+    "update": 1,
+    "decode": 3,
+    "encode": 4,
+    "reward": 5,
+    "gate": 6,
+    "held_out": 6,
+    "policy": 0,
+    "captioner": 2,
+    "judge": 5,
+    "reference": 3,
+    "score": 3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +119,7 @@ def curve(line: Curve, named: str) -> charts.Plot | None:
     low, high = min(y for _, y in points), max(y for _, y in points)
     share = line.name in SHARES and max(y for _, y in points) <= 1
     say = words.percent if share else words.number
-    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or (0.1 if share else 1.0)
     x, y = charts.axes(points[0][0], points[-1][0], low - pad, high + pad)
     marks = tuple(
         charts.Mark(x(a), y(b), y(b), y(b), f"step {a:.0f}: {say(b)}") for a, b in smooth[:: -(-len(smooth) // MARKS)]
@@ -103,14 +138,20 @@ def curve(line: Curve, named: str) -> charts.Plot | None:
 
 
 def curves(run: Run) -> tuple[tuple[charts.Plot, ...], tuple[charts.Plot, ...]]:
-    """The curves worth seeing first, then all others. The steps of an evaluation are settings, so it has none."""
-    table = {line.name: line for line in run.curves if line.name not in IN_GROUPS and run.file.stage != "eval"}
+    """The curves worth seeing first, then all others. Steps of evaluating and judging are parts: there is no curve."""
+    shared, drawn = watch.shared(run), set(IN_GROUPS)
+    score = next((line.points for line in run.curves if line.name == watch.SCORE), None)
+    drawn |= {line.name for line in run.curves if line.points == score and line.name != watch.SCORE}  # the same twice
+    for _, names in shared:
+        drawn.update(names)
+    table = {line.name: line for line in run.curves if line.name not in drawn and run.file.stage not in WITHOUT}
     gate = "held-out greedy accuracy" if run.file.stage == "sft" else "accuracy"
+    order = FIRST_OF.get(run.file.stage, FIRST)
     first = [
-        plot for name in FIRST if name in table and (plot := curve(table[name], gate if name == "accuracy" else name))
+        plot for name in order if name in table and (plot := curve(table[name], gate if name == "accuracy" else name))
     ]
-    rest = [plot for name, line in table.items() if name not in FIRST and (plot := curve(line, name))]
-    return tuple(first), tuple(rest)
+    rest = [plot for name, line in table.items() if name not in order and (plot := curve(line, name))]
+    return (*(plot for plot, _ in shared), *first), tuple(rest)
 
 
 def groups(run: Run) -> charts.Plot | None:

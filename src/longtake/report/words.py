@@ -1,11 +1,21 @@
-"""Numbers as people read them: percent, points, seconds, counts."""
+"""Numbers as people read them: percent, points, seconds, counts; and sentences made of them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 THIN = "\u202f"  # narrow no-break space, between a number and its unit
 MINUS = "\u2212"
+DASH = "–"  # what stands where a number is not known
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A sentence and how it should look: "good", "bad" or "plain"."""
+
+    tone: str
+    text: str
 
 
 def number(value: float) -> str:
@@ -24,6 +34,12 @@ def number(value: float) -> str:
         base, _, power = f"{size:.2g}".partition("e")
         text = f"{base}e{MINUS}{abs(int(power))}"
     return (MINUS if value < 0 else "") + text
+
+
+def signed(value: float) -> str:
+    """Two decimals with a sign. Example: 0.7 -> "+0.70", -1.234 -> "−1.23"."""
+    text = f"{abs(value):.2f}"
+    return text if float(text) == 0 else ("+" if value > 0 else MINUS) + text
 
 
 def count(value: float) -> str:
