@@ -4,6 +4,10 @@ films/<split>-<n>.mp4      kinds in turn
 rows/base.jsonl            clip captions and stories in words, in curriculum order, on films of split sft
 rows/sft.jsonl             three chains a film
 rows/rl.jsonl  gate.jsonl  test.jsonl      questions; every split has films of its own
+rows/judge.jsonl           what the stand-in for a judge learns, on films of split sft and on stories in words
+rows/judge_gate.jsonl      pairs to judge, one a film of split gate
+rows/prompts.yaml          the words that judge is asked in
+rows/objects.jsonl         extra data: short questions on single events and objects, on films of split sft
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from longtake.log.files import write_jsonl, writing
-from longtake.sim import rows
+from longtake.log.files import write_json_atomic, write_jsonl, writing
+from longtake.sim import judging, objects, rows
 from longtake.sim.render import pictures, write_film
 from longtake.sim.scenes import KINDS, Scene, keyed, scene
 
 SPLITS = ("sft", "rl", "gate", "test")
 STORIES = len(SPLITS)  # key of the stories told in words: no film has them
+CHAINS, CLIPS, JUDGED, OBJECTS, GATED = range(10, 15)  # keys of what is drawn for rows; JUDGED also of stories
 
 
 def scenes(seed: int, split: str, count: int) -> list[Scene]:
@@ -65,18 +70,47 @@ def _film(job: tuple[Path, int, str, int]) -> None:
     write_film(pictures(scene(KINDS[number % len(KINDS)], keyed(seed, SPLITS.index(split), number))), path)
 
 
+def _told(seed: int, split: str, counts: Mapping[str, int]) -> list[tuple[str, Scene]]:
+    """A split's films as rows name them, each with its story."""
+    return [(f"../films/{split}-{n}.mp4", story) for n, story in enumerate(scenes(seed, split, counts[split]))]
+
+
 def make_rows(folder: Path, seed: int, counts: Mapping[str, int], base_steps: int) -> None:
     """Writes the five row files."""
-    told = {split: scenes(seed, split, counts[split]) for split in SPLITS}
     with writing(folder / "rows"):
         (folder / "rows").mkdir(parents=True, exist_ok=True)
     for split in ("rl", "gate", "test"):
-        asked = [rows.question_row(f"{split}-{n}", f"../films/{split}-{n}.mp4", s) for n, s in enumerate(told[split])]
+        asked = [rows.question_row(f"{split}-{n}", film, s) for n, (film, s) in enumerate(_told(seed, split, counts))]
         write_jsonl(folder / "rows" / f"{split}.jsonl", asked)
-    films = [(f"../films/sft-{n}.mp4", s) for n, s in enumerate(told["sft"])]
+    films = _told(seed, "sft", counts)
     chains = [
-        row for n, (film, s) in enumerate(films) for row in rows.sft_rows(f"sft-{n}", film, s, keyed(seed, 10, n))
+        row for n, (film, s) in enumerate(films) for row in rows.sft_rows(f"sft-{n}", film, s, keyed(seed, CHAINS, n))
     ]
     write_jsonl(folder / "rows" / "sft.jsonl", chains)
-    draw = keyed(seed, 11)
+    draw = keyed(seed, CLIPS)
     write_jsonl(folder / "rows" / "base.jsonl", rows.base_rows(films, seed, STORIES, base_steps, draw))
+
+
+def make_judge_rows(folder: Path, seed: int, counts: Mapping[str, int], steps: int) -> None:
+    """Writes judge.jsonl, judge_gate.jsonl and prompts.yaml."""
+    with writing(folder / "rows"):
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+    gate = [
+        judging.gate_row(f"gate-{n}", film, s, keyed(seed, GATED, n))
+        for n, (film, s) in enumerate(_told(seed, "gate", counts))
+    ]
+    write_json_atomic(folder / "rows" / "prompts.yaml", judging.PROMPTS)  # JSON is YAML
+    write_jsonl(folder / "rows" / "judge_gate.jsonl", gate)
+    write_jsonl(folder / "rows" / "judge.jsonl", judging.judge_rows(_told(seed, "sft", counts), seed, JUDGED, steps))
+
+
+def make_object_rows(folder: Path, seed: int, counts: Mapping[str, int]) -> None:
+    """Writes objects.jsonl."""
+    with writing(folder / "rows"):
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+    asked = [
+        row
+        for n, (film, s) in enumerate(_told(seed, "sft", counts))
+        for row in objects.object_rows(f"object-{n}", film, s, keyed(seed, OBJECTS, n))
+    ]
+    write_jsonl(folder / "rows" / "objects.jsonl", asked)

@@ -28,6 +28,7 @@ WORDS = (
     *LETTERS, *PLACES, *COLOURS, *FRIENDS, NOBODY, *SWAPS, *GIFTS,
     "where", "is", "the", "ball", "at", "end", "which", "flash", "was", "number", "how", "many", "flashes", "were",
     "there", "room", "guard", "heading", "for", "who", "last", "gave", "gem", "apple", "to", "what", "happens",
+    "story", "one", "two", "yes", "no", "better", "tie", "score", "in",
 )  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
