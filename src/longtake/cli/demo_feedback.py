@@ -23,8 +23,8 @@ from longtake.train.adapter_settings import Adapter
 from longtake.train.judge_settings import Context, Judge
 from longtake.train.settings import Optim
 
-REFEREE_STEPS, PPO_STEPS = 300, 40
-REPLY = 60  # tokens: a verdict with its reasons
+REFEREE_STEPS, PPO_STEPS = 500, 40
+REPLY = 48  # tokens: a verdict with its reasons
 FEW, BATCH, HELD_OUT = 100, 32, 0.15  # of pairs: too few to learn from; a step; share of films
 LORA = Adapter(kind="lora", rank=16, alpha=32.0)
 
@@ -40,8 +40,8 @@ def referee(plan: Plan, log: Log) -> None:
     sft.run(
         sft.Config(
             rows=plan.rows("judge"), model=str(plan.out / "base" / "model"), out=plan.out / "referee", seed=plan.seed,
-            steps=plan.steps(REFEREE_STEPS), batch_by="row", shuffle=False, video=plan.video(32), memory=ROOMY,
-            optim=Optim(lr=1.5e-3, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01), adapter=FULL,
+            steps=plan.steps(REFEREE_STEPS), batch_by="row", shuffle=False, video=plan.video(16, 64), memory=ROOMY,
+            optim=Optim(lr=3e-3, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01), adapter=FULL,
         ),
         log,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def compare(name: str, context: Context) -> Callable[[Plan, Log], None]:
                 rows=plan.rows("rl"), model=str(plan.out / "sft" / "model"), out=plan.out / name, seed=plan.seed,
                 answers=4, max_tokens=ANSWER, batch=50, video=plan.video(64),
                 prompts=plan.out / "rows" / "prompts.yaml",
-                context=told, judge=Judge(model=str(plan.out / "referee" / "model"), frames=32, max_tokens=REPLY),
+                context=told, judge=Judge(model=str(plan.out / "referee" / "model"), frames=64, max_tokens=REPLY),
             ),
             log,
         )  # fmt: skip
@@ -82,8 +82,8 @@ def score(plan: Plan, log: Log) -> None:
     reward.run(
         reward.Config(
             rows=file, model=str(plan.out / "sft" / "model"), out=plan.out / "reward", seed=plan.seed,
-            epochs=3, batch=batch, held_out=held_out, video=plan.video(64), adapter=LORA, memory=ROOMY,
-            optim=Optim(lr=1e-3, warmup=5, schedule="linear"),
+            epochs=4, batch=batch, held_out=held_out, video=plan.video(64), adapter=LORA, memory=ROOMY,
+            optim=Optim(lr=7e-4, warmup=5, schedule="linear"),
         ),
         log,
     )  # fmt: skip
@@ -107,8 +107,9 @@ def reinforce(plan: Plan, log: Log) -> None:
     ppo.run(
         ppo.Config(
             rows=plan.rows("rl"), model=str(plan.out / "sft" / "model"), out=plan.out / "ppo", seed=plan.seed,
-            reward_model=str(plan.out / "reward" / "model"), steps=plan.steps(PPO_STEPS), questions=8, group_size=4,
-            max_tokens=ANSWER, video=plan.video(64), optim=Optim(lr=5e-4, warmup=0), kl=ppo.KL(beta=0.1),
+            reward_model=str(plan.out / "reward" / "model"), steps=plan.steps(PPO_STEPS),
+            questions=min(24, plan.films()["rl"]), group_size=4,
+            max_tokens=ANSWER, video=plan.video(64), optim=Optim(lr=5e-4, warmup=0), kl=ppo.KL(beta=0.25),
             adapter=LORA, memory=ROOMY,
         ),
         log,
@@ -117,7 +118,7 @@ def reinforce(plan: Plan, log: Log) -> None:
 
 STAGES: Mapping[str, Callable[[Plan, Log], None]] = {
     "judge_rows": rows, "referee": referee,
-    "judge": compare("judge", Context(clips=4, clip_frames=16, max_tokens=24)),
+    "judge": compare("judge", Context(clips=4, clip_frames=16, max_tokens=12)),
     "judge_plain": compare("judge_plain", Context(kind="none")),
     "reward": score, "dpo": prefer, "ppo": reinforce,
     "eval_dpo": evaluated("dpo"), "eval_ppo": evaluated("ppo"),

@@ -27,7 +27,7 @@ from longtake.sim.scenes import KINDS, Scene, keyed, scene
 
 SPLITS = ("sft", "rl", "gate", "test")
 STORIES = len(SPLITS)  # key of the stories told in words: no film has them
-CHAINS, CLIPS, JUDGED, OBJECTS, GATED = range(10, 15)  # keys of what is drawn for rows; JUDGED also of stories
+CHAINS, CLIPS, JUDGED, OBJECTS, GATED, PAIRED = range(10, 16)  # keys of what is drawn for rows; JUDGED also of stories
 
 
 def scenes(seed: int, split: str, count: int) -> list[Scene]:
@@ -114,3 +114,16 @@ def make_object_rows(folder: Path, seed: int, counts: Mapping[str, int]) -> None
         for row in objects.object_rows(f"object-{n}", film, s, keyed(seed, OBJECTS, n))
     ]
     write_jsonl(folder / "rows" / "objects.jsonl", asked)
+
+
+def make_pairs(folder: Path, seed: int, counts: Mapping[str, int]) -> Path:
+    """Writes pairs.jsonl, a right and a wrong answer to every question of split rl: what a perfect judge would keep."""
+    pairs = []
+    for number, (film, story) in enumerate(_told(seed, "rl", counts)):
+        right, wrong = (judging.written(story, ok, keyed(seed, PAIRED, number)) for ok in (True, False))
+        row = rows.question_row(f"rl-{number}", film, story)
+        prompt = row.pop("messages")
+        chosen, rejected = ([{"role": "assistant", "content": text}] for text in (right, wrong))
+        pairs.append(row | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "source": "simulator"})
+    write_jsonl(folder / "rows" / "pairs.jsonl", pairs)
+    return folder / "rows" / "pairs.jsonl"
