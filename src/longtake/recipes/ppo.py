@@ -122,13 +122,14 @@ class Config(Settings):
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "model", "score", "accuracy", "length", "kl_ref"}, means of the last tenth of steps."""
     from longtake.rewards.mix import Mix
-    from longtake.rewards.model import RewardModel
+    from longtake.rewards.model import RewardModel, find
     from longtake.train import policy, ppo
     from longtake.train.keep import keep
+    from longtake.train.oom import explained
     from longtake.train.rollout import NOTHING
     from longtake.train.session import decode, open_session
 
-    reads = (config.rows, config.model, config.reward_model)
+    reads = (config.rows, config.model, find(config.reward_model))
     if known := begin(log, "ppo", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known
     watched = Mix({"format": 1.0})
@@ -150,7 +151,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         answered = NOTHING
         for new, _ in sampler.answers(session, log):
             answered += new
-        with log.phase("reward"):
+        with log.phase("reward"), explained("answers", partial(ppo.facts, session, answered)):
             answered = ppo.rewarded(answered, scores(answered.groups, session.films.features))
         with log.phase("score"):
             seen = ppo.experience(session, answered, weight.beta, credit, config.temperature, memory.row_tokens)

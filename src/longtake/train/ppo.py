@@ -21,10 +21,11 @@ from longtake.maths.logprob import score_tokens
 from longtake.maths.ppo import Shaping, gae, shaped_rewards, token_kl, whiten
 from longtake.models import adapter_files
 from longtake.protocols import Model
-from longtake.records import AnswerRow, Group
+from longtake.records import AnswerRow, Group, Layout
 from longtake.rewards.model import find
 from longtake.runtime.beside import load_beside
 from longtake.runtime.load import find_folder
+from longtake.train.oom import Facts, facts_of
 from longtake.train.rollout import Rollout
 from longtake.train.rows import Item, Numbers, read_items
 from longtake.train.session import Session
@@ -58,6 +59,14 @@ class Experience:
     def advantages(self) -> list[list[float]]:
         """[N][G] means over an answer's tokens."""
         return [[sum(own) / len(own) for own in item.weights] for item in self.policy]
+
+
+def facts(session: Session, answered: Rollout) -> Facts:
+    """Of the longest prompt and its answers, as they are scored: what is said where memory is short."""
+    group = max(answered.groups, key=lambda one: len(one.prompt.ids))
+    layout = Layout(((len(group.prompt.ids), tuple(len(answer.ids) for answer in group.answers)),))
+    visual = sum(stop - start for start, stop in group.prompt.visual)
+    return facts_of(session.model, layout, "nothing", visual=visual, answer_tokens=session.passes.answer_tokens)
 
 
 def rewarded(answered: Rollout, score_NG: Sequence[Sequence[float]]) -> Rollout:
