@@ -59,8 +59,8 @@ class Config(Settings):
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order and frame choice")
     video: Video = Field(Video(), description="which frames are looked at")
-    optim: Optim = Field(Optim(), description="AdamW")
-    adapter: Adapter = Field(Adapter(), description="all weights, or a LoRA on the decoder")
+    optim: Optim = Field(Optim(lr=1e-4), description="AdamW; adapter.kind full wants a tenth of this rate")
+    adapter: Adapter = Field(Adapter(), description="a LoRA on the decoder, or all weights")
     prefix_gradient: PrefixGradient = Field(
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
