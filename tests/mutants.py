@@ -26,6 +26,7 @@ from hypothesis import strategies
 from tests import (
     mutants_answers,
     mutants_core,
+    mutants_feedback,
     mutants_judge,
     mutants_loop,
     mutants_losses,
@@ -38,6 +39,7 @@ from tests.mutants_table import Mutant
 
 ROOT = Path(__file__).parent.parent
 TABLES = (  # the slowest first
+    mutants_feedback,
     mutants_judge,
     mutants_rewards,
     mutants_loop,

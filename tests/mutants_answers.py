@@ -104,7 +104,7 @@ ENGINE = breaks(
         "return next_A[: len(alive)], done_A[alive]",
         "tokens of answers that left",
     ),
-    ("self.prefixes.put(key, made.kv)", "pass", "prefixes computed again and again"),
+    ("if self.prefixes is None:", "if True:", "prefixes computed again and again"),
 )
 
 MUTANTS = ENGINE + DECODE + RECORDED

@@ -27,7 +27,15 @@ TESTS = {  # which tests must notice a break in which file
         f"{CHECK}::test_a_wrong_gradient_is_found[full]",
     ),
     "train/session.py": (TAUGHT, PREFIXES, BAD),
-    "train/step.py": ("train/test_step.py", TAUGHT, f"{ON}[dr_grpo-layers]"),
+    "train/step.py": (  # its breaks are here and in mutants_feedback
+        "train/test_pairs.py::test_a_pair_on_one_prefix_is_two_rows[lora-dpo]",
+        "train/test_pairs.py::test_the_reference_is_what_each_answer_alone_says[lora]",
+        "train/test_step.py",
+        TAUGHT,
+        f"{ON}[dr_grpo-layers]",
+        "recipes/test_dpo_twin.py::test_a_step_is_what_two_rows_make_of_every_pair[dpo-lora]",
+        "recipes/test_ppo_twin.py::test_a_step_is_what_plain_loops_make_of_it[lora]",
+    ),
     "train/supervised.py": (TAUGHT, f"{DRAWN}::test_supervised_learning_draws_prefixes_too"),
 }
 
@@ -62,7 +70,7 @@ GRPO = breaks(
     ("config.epochs, config.minibatches):", "1, config.minibatches):", "one pass"),
     ("config.epochs, config.minibatches):", "config.epochs, 1):", "one mini-batch"),
     ("config.questions - len(kept.looks)", "config.questions", "refills beyond a step's groups"),
-    ("config.memory.row_tokens, config.seed,", "config.memory.row_tokens, 0,", "the seed forgotten"),
+    ("memory.row_tokens, config.seed,", "memory.row_tokens, 0,", "the seed forgotten"),
 )
 
 SFT = breaks(
@@ -89,9 +97,9 @@ EVAL = breaks(
 
 STEP = breaks(
     "train/step.py",
-    ("temperature=objective.temperature", "temperature=1.0", "the temperature forgotten"),
+    ("temperature=self.temperature", "temperature=1.0", "the temperature forgotten"),
     ("terms.total.backward()", "(terms.total / 2).backward()", "value right, half the gradient"),
-    ("if objective.on_policy else row.old_logprob_R", "", "the ratio is always 1"),
+    ("if self.on_policy else row.old_logprob_R", "", "the ratio is always 1"),
     ("for part in parts:", "for part in parts[:1]:", "answers beyond the first run lost"),
     ("sums += _answers(", "sums = _answers(", "the last run's sums"),
     ("finish(model, made, scale", "finish(model, made, 1.0", "the scale of prefixes forgotten"),

@@ -19,6 +19,7 @@ TESTS = {  # which tests must notice a break in which file
         f"{ADAPTED}off_is_the_base_model_also_nested_and_after_an_error",
         f"{ADAPTED}values_and_gradients_are_those_of_merged_weights",
         f"{ADAPTED}in_half_precision_the_adapter_is_float32_and_acts_in_half",
+        "runtime/test_beside.py",
     ),
     "runtime/features.py": (
         "runtime/test_features.py::test_films_go_through_the_tower_a_few_pixels_at_a_time",
@@ -42,6 +43,7 @@ TESTS = {  # which tests must notice a break in which file
         "runtime/test_rows.py::test_an_aloras_prefix_is_the_base_models_and_ends_before_the_header",
         "runtime/test_rows.py::test_a_prefix_key_names_all_that_keys_and_values_depend_on",
         f"{ROLLOUT}a_rollout_gives_the_answers_of_generate[full-1000000]",
+        f"{ROLLOUT}prefixes_are_taken_from_where_they_are_kept[alora]",
     ),
     "runtime/shelf.py": (RAM, "runtime/test_prefixcache.py", f"{DISK}what_was_not_used_for_longest_gives_way"),
     "runtime/tiles.py": (f"{TILED}[qwen2_5-layers]", f"{TILED}[qwen3_vl-attention]"),
@@ -158,6 +160,7 @@ ROWS = breaks(
     ("row.layout, base_version", "base_version", "a prefix's key without its segments"),
     ("base_version(model), str", "str", "a prefix's key without the weights"),
     ("visual_U, features(handles))", "visual_U, features(handles)[::-1])", "films in another order"),
+    ("kept.put(key, made.kv)", "pass", "prefixes computed again and again"),
 )
 
 INPUTS = breaks(
@@ -194,9 +197,17 @@ CACHES = breaks(
 
 ADAPTERS = breaks(
     "models/adapters.py",
-    ("if not self.acting:", "if self.acting is None:", "the adapter acts on the prefix"),
-    ("self.delta.acting = before", "self.delta.acting = True", "on again inside an outer off"),
-    ("* module.scaling[active_adapter]", "", "alpha / rank forgotten"),
+    ("name = self.acting\n", "name = self.acting or NAME\n", "the adapter acts on the prefix"),
+    ("self.delta.acting = before", "self.delta.acting = NAME", "on again inside an outer off"),
+    (" * module.scaling[name]", "", "alpha / rank forgotten"),
+    ("module.scaling[name]", "module.scaling[NAME]", "another adapter's alpha / rank"),
+    ("self.delta.acting, name\n", "self.delta.acting, name and NAME\n", "the policy acts for all"),
+    ("requires_grad=trainable)", "requires_grad=True)", "the frozen ones learn"),
+    (
+        "config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)",
+        "layer.scaling[NAME]",
+        "a further adapter with the first one's alpha / rank",
+    ),
     ("                part.float()", "                pass", "weights that learn in half precision"),
 )
 

@@ -58,6 +58,23 @@ def test_files_merge_left_to_right_and_options_win(tmp_path: Path) -> None:
     assert (loaded.provenance["lr"], loaded.provenance["flip"]) == ("--lr", "default")
 
 
+class Preset(Settings):
+    video: Video = Video(max_frames=8)
+    pair: tuple[float, float] = (0.1, 0.2)
+
+
+def test_naming_one_setting_of_a_block_leaves_the_others_at_the_stages_defaults(tmp_path: Path) -> None:
+    for files, given in (([], [Given("video.fps", "2", "--video.fps")]), ([yaml(tmp_path, "video:\n  fps: 2\n")], [])):
+        loaded = load(Preset, files, given)
+        assert loaded.config.video == Video(max_frames=8, fps=2.0)
+        assert loaded.provenance["video.max_frames"] == "default"
+
+
+def test_one_number_where_two_are_needed_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"^--pair: needs more values than were given$"):
+        load(Preset, [], [Given("pair", ["0.1"], "--pair")])
+
+
 def test_a_typo_is_one_line_with_the_line_number_and_the_word_meant(tmp_path: Path) -> None:
     file = yaml(tmp_path, "rows: a\nlr: 1\nvideo:\n  max_framse: 8\n")
     assert problems([file], []) == [f"{file}:4: video.max_framse: unknown key — did you mean 'max_frames'?"]

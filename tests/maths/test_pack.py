@@ -175,3 +175,18 @@ def test_a_row_falls_apart_into_its_prefixes_and_runs_of_answers(most, lead):
     for run, following in zip(runs, [*runs[1:], None], strict=True):
         assert sum(run) <= most or len(run) == 1
         assert following is None or sum(run) + following[0] > most
+
+
+@pytest.mark.parametrize("most", [1, 5, 8, 100])
+def test_the_answers_of_a_pair_stay_together(most):
+    """Runs of whole pairs, as long as the budget allows; their tokens are those of the row, in order."""
+    prompts = [on_film("a", [1, 7, 9, 9, 4, 5]), on_film("b", [1, 7, 9, 9, 4, 6, 3]), prompt("c", [2, 8, 6])]
+    answers = [[[5, 6, 7], [8]], [[4, 3], [4, 3, 2]], [[9, 8, 7, 6], [5, 4]]]
+    row = pack(prompts, answers, numbers(answers, 3))
+    parts = list(answer_rows(row, most, 2))
+    assert torch.cat([part.target_R for part in parts]).equal(row.target_R)
+    runs = [[segment.length for segment in part.layout.segments if not segment.inner] for part in parts]
+    assert [part.answer_R.unique().tolist() for part in parts] == {
+        1: [[0, 1], [2, 3], [4, 5]], 5: [[0, 1, 2, 3], [4, 5]], 8: [[0, 1, 2, 3], [4, 5]], 100: [[0, 1, 2, 3, 4, 5]],
+    }[most]  # fmt: skip
+    assert [len(part.ids_A) for part in parts] == [sum(run) for run in runs]

@@ -259,7 +259,7 @@ def test_training_goes_on_with_the_adapter_that_is_there(folder, tmp_path):
     for asked in (("alora", 4, 8.0), ("lora", 8, 8.0), ("lora", 4, 4.0), ("lora", 4, 8.0, ("q_proj",))):
         with pytest.raises(UserError, match="another one"):
             adapters.prepare(again, *asked)
-    with pytest.raises(UserError, match="merge the adapter into its base first"):
+    with pytest.raises(UserError, match="`longtake merge` it into its base first"):
         adapters.prepare(again, "full", 4, 8.0)
 
 

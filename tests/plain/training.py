@@ -27,6 +27,11 @@ def everyone(layer, q, k, v, scale):
 
 def logits(model, level_LNE, prompt, ids):
     """[R, V]: what predicts each token of an answer that stands alone behind its prompt."""
+    return model.head(states(model, level_LNE, prompt, ids))
+
+
+def states(model, level_LNE, prompt, ids):
+    """[R, E] hidden states before each token of an answer that stands alone behind its prompt."""
     seen = [place for start, stop in prompt.visual for place in range(start, stop)]
     table = model.net.get_input_embeddings().weight
     rows = [table[token] for token in (*prompt.ids, *ids[:-1])]
@@ -38,7 +43,7 @@ def logits(model, level_LNE, prompt, ids):
     visual = torch.tensor([place in seen for place in range(len(rows))])
     deepstack = level_LNE[1:] if seen else None
     hidden = model.hidden(torch.stack(rows), torch.tensor(columns).T, visual, deepstack, everyone)
-    return model.head(hidden[len(prompt.ids) - 1 :])
+    return hidden[len(prompt.ids) - 1 :]
 
 
 def logprobs(model, level_LNE, prompt, ids, temperature=1.0):

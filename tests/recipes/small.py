@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Stage:
 
     def prompt(self, look: Any) -> Any:
         name = look.question.video and Path(look.question.video).name
-        return self.model.prompt(look.question, name and tiny.receipt(FILMS[name]), name)
+        return self.model.prompt(look.question, name and replace(tiny.receipt(FILMS[name]), content=name), name)
 
     def features(self, handles: Any) -> list[Any]:
         return [Features(self.levels[handle]) for handle in handles]
@@ -65,20 +65,24 @@ class Stage:
     def level(self, prompt: Any) -> Any:
         return prompt.features and self.levels[prompt.features]
 
+    def named(self) -> dict[str, Any]:
+        """Parameters of the network and of scalar heads."""
+        heads = {f"{at}.{name}": p for at, head in self.model.heads.items() for name, p in head.named_parameters()}
+        return dict(self.model.net.named_parameters()) | heads
+
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().clone() for name, p in self.model.net.named_parameters() if p.requires_grad}
+        return {name: p.detach().clone() for name, p in self.named().items() if p.requires_grad}
 
     def put(self, weights: dict[str, torch.Tensor]) -> None:
         """Makes them the network's, without gradients."""
         self.model.net.zero_grad()
-        own = dict(self.model.net.named_parameters())
+        own = self.named()
         with torch.no_grad():
             for name, value in weights.items():
                 own[name].copy_(value)
 
     def grads(self) -> dict[str, torch.Tensor]:
-        named = self.model.net.named_parameters()
-        return {name: p.grad.clone() for name, p in named if p.requires_grad and p.grad is not None}
+        return {name: p.grad.clone() for name, p in self.named().items() if p.requires_grad and p.grad is not None}
 
     def run(self, recipe: Any, config: Any) -> Any:
         log = silent()
@@ -87,10 +91,13 @@ class Stage:
         return done
 
 
-def stage(monkeypatch: Any) -> Stage:
-    """Everything that a recipe asks of disks and films is answered by the stage; its numbers are the recipe's own."""
+def stage(monkeypatch: Any, model: Any = None) -> Stage:
+    """Everything that a recipe asks of disks and films is answered by the stage; its numbers are the recipe's own.
+
+    model: another than the tiny network with all its weights.
+    """
     words = tiny.tokenizer()
-    model = Qwen3VL(tiny.network(words).double().eval(), words, tiny.PIXELS)
+    model = model or Qwen3VL(tiny.network(words).double().eval(), words, tiny.PIXELS)
     tiny.exact_norms(model.net)
     model.end_ids = tuple(range(40, len(words), ENDS))
     with torch.no_grad():

@@ -201,3 +201,20 @@ def test_gradients_that_add_up_are_wider_than_half_precision():
     for layer, (once, dtype) in enumerate(((False, torch.float32), (True, torch.bfloat16))):
         assert {x.dtype for x in made.buffers(layer, once)} == {dtype}
     assert made.ends_SE.dtype == torch.float32
+
+
+def test_gradients_of_an_end_that_many_answers_share_add_up_in_one_order():
+    """On several threads too: else a run that was killed would end with other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    model, (prompt, *_) = decoder("llama"), text_prompts()
+    row = pack([prompt], [[(7,)] * 3000], [[(1.0,)] * 3000])
+    made = prefill(model, stem(row), filler(model, stem(row), {}), "layers")
+    made.ends_SE = made.ends_SE.detach().float().requires_grad_()
+    (part,) = answer_rows(row, 10**6)
+    gradient_RE = torch.randn(3000, made.ends_SE.shape[1], generator=torch.Generator().manual_seed(0))
+    try:
+        found = [torch.autograd.grad(extend(model, made, part), made.ends_SE, gradient_RE)[0] for _ in range(20)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(x.equal(found[0]) for x in found)

@@ -72,7 +72,7 @@ def test_a_checkpoint_is_all_that_is_needed(model: Qwen3VL, tmp_path: Path) -> N
     assert target == tmp_path / "000007"
     assert {file.name for file in target.iterdir()} >= FILES - {"preprocessor_config.json"}
     assert json.loads((target / "progress.json").read_text()) == {
-        "step": 7, "taken": 3, "done": True, "reason": "reached",
+        "step": 7, "taken": 3, "done": True, "reason": "reached", "beta": None,
     }  # fmt: skip
 
 

@@ -77,8 +77,9 @@ def add_saved(model: Model, name: str, folder: Path, saved: Mapping[str, Any], *
     """
     kind, config, state = _read(model, folder, saved)
     if kind != model.adapter.kind:
-        why = f"it is of kind {kind}, the model's own is of kind {model.adapter.kind}"
-        raise UserError("adapters of two kinds do not share prefixes", where=str(folder), why=why)
+        own = model.adapter.kind
+        why, fix = f"it is {kind}, the model's own is {own}", f"--adapter.kind {kind}, or train that one as {own}"
+        raise UserError("adapters of two kinds do not share prefixes", where=str(folder), why=why, fix=fix)
     if config.rank_pattern or config.alpha_pattern:
         raise UserError(
             "unsupported adapter beside another", where=str(folder), why="its layers differ in rank or alpha"

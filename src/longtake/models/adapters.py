@@ -124,7 +124,7 @@ def prepare(
             add_adapter(model, kind, rank, alpha, targets, seed)
         return
     if kind == "full":
-        fix = f"--adapter.kind {model.adapter.kind}, or merge the adapter into its base first"
+        fix = f"--adapter.kind {model.adapter.kind}, or `longtake merge` it into its base first"
         raise UserError(
             "full fine-tuning of a model that carries an adapter", why="its base would not be saved", fix=fix
         )
@@ -133,7 +133,8 @@ def prepare(
     asked, there = (kind, rank, alpha), (model.adapter.kind, config.r, config.lora_alpha)
     if asked != there or not names:
         why = "kind, rank, alpha are {} there, {} asked for".format(*(", ".join(map(str, x)) for x in (there, asked)))
-        fix = "ask for what is there, or start from the base model"
+        there_too = f"--adapter.kind {there[0]} --adapter.rank {there[1]} --adapter.alpha {there[2]:g}"
+        fix = f"{there_too if names else 'ask for what is there'}, or `longtake merge` it first"
         raise UserError("the model's adapter is another one", why=why if names else "other layers are adapted", fix=fix)
 
 

@@ -50,6 +50,13 @@ def add_head(model: Model, name: str = NAME, *, seed: int = 0) -> ScalarHead:
     return head
 
 
+def no_head(head: object, source: str | Path) -> None:
+    """Raises UserError if the model of `source` has a `head`: it scores answers where one that gives them is wanted."""
+    if head:
+        why, fix = "it learned to score answers, not to give them", "name the model that it was trained from"
+        raise UserError("this is a reward model", where=str(source), why=why, fix=fix)
+
+
 def save(heads: Mapping[str, ScalarHead], folder: Path) -> None:
     """Writes what learns, and the model's own: folder/scalar_head.safetensors, others in a folder of their name."""
     for name, head in heads.items():

@@ -87,8 +87,9 @@ class Pixels:
             high = max(factor, math.floor(height / beta / factor) * factor)
         elif wide * high < least:
             beta = math.sqrt(least / (width * height))
-            wide = math.ceil(width * beta / factor) * factor
-            high = math.ceil(height * beta / factor) * factor
+            large = math.ceil(width * beta / factor) * factor, math.ceil(height * beta / factor) * factor
+            if max_pixels is None or large[0] * large[1] <= max_pixels:
+                return large
         return wide, high
 
     def _resize(self, width: int, height: int, frames: int, least: int, most: int) -> tuple[int, int]:

@@ -167,7 +167,8 @@ def _answers(model: Model, made: Prefill, row: AnswerRow, objective: Goal, *, on
     """The same for some answers on their prefixes, whose share of the gradient stays in `made`."""
     row = on_device(row, model)
     terms, entropy = objective(model, extend(model, made, row, once=once), row)
-    terms.total.backward()
+    if terms.total.requires_grad:  # not so for answers of one token on prefixes without a backward: nothing learns
+        terms.total.backward()
     loss, spread, clipped, kl, count = (
         float(x.detach()) for x in (terms.total, entropy, terms.clipped, terms.kl_k3, terms.count)
     )
