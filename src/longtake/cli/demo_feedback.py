@@ -25,6 +25,7 @@ from longtake.train.settings import Optim
 
 REFEREE_STEPS, PPO_STEPS = 500, 40
 REPLY = 48  # tokens: a verdict with its reasons
+LOOK = 16  # frames that the referee sees: a judge who saw all that the policy does would need no narrative
 FEW, BATCH, HELD_OUT = 100, 32, 0.15  # of pairs: too few to learn from; a step; share of films
 LORA = Adapter(kind="lora", rank=16, alpha=32.0)
 
@@ -40,7 +41,7 @@ def referee(plan: Plan, log: Log) -> None:
     sft.run(
         sft.Config(
             rows=plan.rows("judge"), model=str(plan.out / "base" / "model"), out=plan.out / "referee", seed=plan.seed,
-            steps=plan.steps(REFEREE_STEPS), batch_by="row", shuffle=False, video=plan.video(16, 64), memory=ROOMY,
+            steps=plan.steps(REFEREE_STEPS), batch_by="row", shuffle=False, video=plan.video(LOOK), memory=ROOMY,
             optim=Optim(lr=3e-3, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01), adapter=FULL,
         ),
         log,
@@ -59,7 +60,7 @@ def compare(name: str, context: Context) -> Callable[[Plan, Log], None]:
                 rows=plan.rows("rl"), model=str(plan.out / "sft" / "model"), out=plan.out / name, seed=plan.seed,
                 answers=4, max_tokens=ANSWER, batch=50, video=plan.video(64),
                 prompts=plan.out / "rows" / "prompts.yaml",
-                context=told, judge=Judge(model=str(plan.out / "referee" / "model"), frames=64, max_tokens=REPLY),
+                context=told, judge=Judge(model=str(plan.out / "referee" / "model"), frames=LOOK, max_tokens=REPLY),
             ),
             log,
         )  # fmt: skip
