@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m longtake.cli.environment
 BENCH := .venv-bench/bin/python -m longtake.cli.environment
 
-.PHONY: demo test test-all lint bench bench-demo
+.PHONY: demo test test-all lint bench bench-demo study
 
 demo: .venv/ready
 	@$(BIN)/longtake demo --seed $(SEED) --aside
@@ -35,6 +35,11 @@ bench-demo: .venv/ready
 	@for seed in $(SEEDS); do $(BIN)/longtake demo --seed $$seed --fresh --out out/bench/$$seed || exit 1; done
 	@$(BIN)/python -m bench.demo $(addprefix out/bench/,$(SEEDS))
 	@$(BIN)/python -m bench.readme
+
+# docs/study.md; ROW=a one row, SEED=n one seed, SEEDS="0 1 2" several; goes on where it was
+study: .venv/ready
+	@$(RUN) -m bench.study run $(if $(ROW),--rows $(ROW)) --seeds \
+		$(if $(filter-out file,$(origin SEED)),$(SEED),$(if $(filter-out file,$(origin SEEDS)),$(SEEDS),0 1 2))
 
 # PIP_CONSTRAINT pins what builds the package as well as what runs it
 .venv/ready: pyproject.toml constraints.txt

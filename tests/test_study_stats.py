@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
-from bench import study_stats, study_table
+from bench import study_measure, study_stats, study_table
 from bench.study_stats import clustered, pooled, slope
+from tests import study_world
 
 from longtake.maths.stats import Estimate, mean
 
@@ -46,6 +48,16 @@ def test_a_slope_is_per_doubling() -> None:
     assert slope([0.0, 0.0, 1.0, 1.0]) == pytest.approx(0.4)
     each = [[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]]
     assert fmean(map(slope, each)) == pytest.approx(slope([fmean(column) for column in zip(*each, strict=True)]))
+
+
+def test_slopes_are_of_the_arm_against_the_other(tmp_path: Path) -> None:
+    for number, frames in enumerate((8, 16, 32, 64)):
+        study_world.evaluated(tmp_path / "flat", frames, 4)
+        study_world.evaluated(tmp_path / "rising", frames, 1 + 2 * number)
+    folders = {name: tmp_path / name for name in ("flat", "rising")}
+    sampled, greedy = study_measure.slopes("rising", "flat", folders)
+    assert (sampled.estimate.value, greedy.estimate.value) == (pytest.approx(0.25), pytest.approx(0.25))
+    assert study_measure.by_frames(folders["rising"])["sampled_slope"] == pytest.approx(0.25)
 
 
 def test_floats_are_short_in_the_file() -> None:

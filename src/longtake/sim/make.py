@@ -7,6 +7,7 @@ rows/rl.jsonl  gate.jsonl  test.jsonl      questions; every split has films of i
 rows/judge.jsonl           what the stand-in for a judge learns, on films of split sft and on stories in words
 rows/judge_gate.jsonl      pairs to judge, one a film of split gate
 rows/prompts.yaml          the words that judge is asked in
+rows/annotated.jsonl       chains of an annotator who sees few frames, those that end right, on films of split sft
 rows/objects.jsonl         extra data: short questions on single events and objects, on films of split sft
 """
 
@@ -21,6 +22,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from longtake.log.files import write_json_atomic, write_jsonl, writing
+from longtake.records import FramePolicy
 from longtake.sim import judging, objects, rows
 from longtake.sim.render import pictures, write_film
 from longtake.sim.scenes import KINDS, Scene, keyed, scene
@@ -93,8 +95,6 @@ def make_rows(folder: Path, seed: int, counts: Mapping[str, int], base_steps: in
 
 def make_judge_rows(folder: Path, seed: int, counts: Mapping[str, int], steps: int) -> None:
     """Writes judge.jsonl, judge_gate.jsonl and prompts.yaml."""
-    with writing(folder / "rows"):
-        (folder / "rows").mkdir(parents=True, exist_ok=True)
     gate = [
         judging.gate_row(f"gate-{n}", film, s, keyed(seed, GATED, n))
         for n, (film, s) in enumerate(_told(seed, "gate", counts))
@@ -104,10 +104,15 @@ def make_judge_rows(folder: Path, seed: int, counts: Mapping[str, int], steps: i
     write_jsonl(folder / "rows" / "judge.jsonl", judging.judge_rows(_told(seed, "sft", counts), seed, JUDGED, steps))
 
 
+def make_annotated_rows(folder: Path, seed: int, counts: Mapping[str, int], frames: int) -> None:
+    """Writes annotated.jsonl; the annotator sees `frames` a film."""
+    policy = FramePolicy(frames=frames)
+    found = [rows.annotated_row(f"sft-{n}", film, s, policy) for n, (film, s) in enumerate(_told(seed, "sft", counts))]
+    write_jsonl(folder / "rows" / "annotated.jsonl", [row for row in found if row])
+
+
 def make_object_rows(folder: Path, seed: int, counts: Mapping[str, int]) -> None:
     """Writes objects.jsonl."""
-    with writing(folder / "rows"):
-        (folder / "rows").mkdir(parents=True, exist_ok=True)
     asked = [
         row
         for n, (film, s) in enumerate(_told(seed, "sft", counts))

@@ -1,6 +1,7 @@
 """The simulator's rows: questions with careful and careless reasoning, clip captions, stories in words.
 
 question_row      film + question (+ one reasoning chain in a given style): RL, evaluation, CoT-SFT
+annotated_row     the same by a careful annotator who sees some frames only: leaves RL something to find out
 caption_row       a short clip of a film: what happens in each second? (makes the stand-in base model)
 story_row         no film: events are told, conclusions are learned (makes the stand-in base model)
 """
@@ -8,11 +9,14 @@ story_row         no film: events are told, conclusions are learned (makes the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from longtake.sim.scenes import KINDS, LETTERS, SECONDS, Scene, keyed, scene
+from longtake.records import FramePolicy
+from longtake.sim.observer import seen
+from longtake.sim.scenes import KINDS, LETTERS, SECONDS, Scene, keyed, scene, track
 
 STYLES = {"guess": 0.3, "skim": 0.2, "full": 0.5}  # share of an imperfect annotator's careless and careful chains
 SLIPS = 0.05  # share of events it misreads
@@ -74,6 +78,19 @@ def sft_rows(name: str, film: str, scene: Scene, rng: np.random.Generator) -> li
         question_row(name, film, scene, answer=chain(scene, style, rng, SLIPS), weight=share)
         for style, share in STYLES.items()
     ]
+
+
+def annotated_row(name: str, film: str, scene: Scene, policy: FramePolicy) -> Row | None:
+    """The full chain of an annotator who reads the frames of `policy` right and takes the rest as not having happened.
+
+    None where its answer is wrong: chains are checked against the known answer. What a model learns from such chains
+    is to overlook what the annotator did, and no more of them cures it; a reward for right answers does.
+    """
+    events = seen(scene, policy)
+    conclusions, answer = track(scene.kind, scene.question, events)
+    if answer != scene.truth:
+        return None
+    return question_row(name, film, scene, answer=chain(replace(scene, events=events, conclusions=conclusions), "full"))
 
 
 def caption_row(name: str, film: str, scene: Scene, start: int, stop: int, rate: float) -> Row:
