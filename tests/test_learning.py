@@ -194,7 +194,7 @@ def test_runs_are_the_demos_own_but_for_their_mode(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(grpo, "run", lambda config, log: asked.append(config))
     monkeypatch.setattr(evaluation, "run", lambda config, log: asked.append(config))
     demo_stages.reinforce(plan, Log())
-    demo_stages.judge("sft")(plan, Log())
+    demo_stages.evaluated("sft")(plan, Log())
     trained, judged_by = asked
     exact = learning.training(plan, MODES[0], learning.RATE, learning.GRPO_STEPS, plan.out / "grpo")
     assert exact.model_dump() == trained.model_dump()

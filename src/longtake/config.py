@@ -209,12 +209,12 @@ def resolve(kind: type[ConfigType], given: Sequence[Given], problems: Sequence[s
             wrong.append(f"{_label(item.where, item.name)}: expected a value, got {str(item.value).lower()}")
             continue
         *blocks, last = item.name.split(".")
-        place = tree
+        place, own = tree, kind.model_fields
         for block in blocks:
             inner = place.get(block)
             if not isinstance(inner, dict):  # absent, or set to nothing by an earlier file
-                inner = place[block] = {}
-            place = inner
+                inner = place[block] = _told(own[block].default)
+            place, own = inner, _fields(own[block].annotation)
         place[last] = item.value
         where[item.name] = item.where
     try:
@@ -230,6 +230,16 @@ def resolve(kind: type[ConfigType], given: Sequence[Given], problems: Sequence[s
     return Loaded(config, where)
 
 
+def _told(default: Any) -> dict[str, Any]:
+    """What a block's default sets itself, as `Optim(lr=5e-6)`: naming another of its settings leaves that as it is."""
+    return default.model_dump(exclude_unset=True) if isinstance(default, Settings) else {}
+
+
+def _fields(annotation: Any) -> dict[str, pydantic.fields.FieldInfo]:
+    inner = block_of(annotation)
+    return inner.model_fields if inner else {}
+
+
 def option(name: str) -> str:
     """How a setting is spelled on the command line: "video.max_frames" → "--video.max-frames"."""
     return "--" + name.replace("_", "-")
@@ -242,6 +252,9 @@ def _sentences(error: pydantic.ValidationError, where: Mapping[str, str]) -> dic
         parts = [str(part) for part in item["loc"]]
         name = next((n for k in range(len(parts), 0, -1) if (n := ".".join(parts[:k])) in where), ".".join(parts))
         given = where.get(name, DEFAULT)
+        if item["type"] == "missing" and name in where and given != DEFAULT:  # of a pair, the second
+            lines[name] = f"{_label(given, name)}: needs more values than were given"
+            continue
         if item["type"] == "missing":
             lines[name] = f"{option(name)}: needed, but not given"
             continue

@@ -110,6 +110,17 @@ def test_a_film_of_one_frame(ask: Ask, tmp_path: Path) -> None:
     assert "cut: " in out
 
 
+def test_a_folder_of_frames_is_a_film(ask: Ask, tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        Image.new("RGB", (64, 64), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
+    seen = answer(ask, tmp_path, "--video.frames", "2")["receipt"]
+    assert (seen["path"], seen["indices"], seen["backend"][:6]) == (str(tmp_path), [0, 2], "pillow")
+    found = answer(ask, tmp_path / "{1,10}.png#fps=1", "--video.frames", "2")
+    assert found["receipt"]["seconds"] == [0.0, 1.0]
+    code, _, err = ask(tmp_path / "{1..3}.png", "--video.frames", "2", model="/no/such/model")
+    assert (code, "3.png" in err, "no such model" in err) == (1, True, False)
+
+
 def bad(folder: Path, kind: str) -> Path:
     """A file that is no usable film."""
     path = folder / f"{kind}.mp4"

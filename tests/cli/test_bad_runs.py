@@ -17,7 +17,7 @@ from longtake.log import read_json, read_jsonl
 Captured = pytest.CaptureFixture[str]
 Run = Callable[..., tuple[int, str, str]]
 MORE = {
-    "grpo": ("--steps", "2", "--questions", "2", "--group-size", "2"),
+    "grpo": ("--adapter.kind", "full", "--steps", "2", "--questions", "2", "--group-size", "2"),
     "sft": ("--adapter.kind", "full", "--steps", "2", "--batch", "2", "--checkpoint-every", "1"),
     "difficulty": ("--answers", "2"),
     "eval": (),

@@ -24,7 +24,7 @@ IDLE = {"root", "workers", "features", "features_ram", "features_disk", "most_fa
 class Config(Settings):
     """Ask a model about one film."""
 
-    film: Path = Field(description="any file that PyAV decodes")
+    film: Path = Field(description="any file that PyAV decodes, a picture, or a folder of frames")
     question: str = Field(description="what to ask")
     model: str = Field(description="hub id or folder of a checkpoint")
     temperature: float = Field(0.0, ge=0, description="0 = the likeliest answer")
@@ -49,8 +49,10 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Returns {"answer", "finish", "unknown_words", "receipt"}."""
+    from longtake.data.album import album
     from longtake.data.cache import FrameTier, Quarantine
     from longtake.data.damage import fault
+    from longtake.data.pictures import film_stamp
     from longtake.data.strip import save_strip
     from longtake.engines.local import LocalEngine
     from longtake.records import Draw, Question
@@ -63,7 +65,9 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     if any("\ud800" <= letter <= "\udfff" for letter in config.question):
         why, fix = "this locale knows plain ASCII only", "set LC_ALL=C.UTF-8 and ask again"
         raise UserError("the question cannot be read", why=why, fix=fix)
-    if wrong := fault(config.film):  # a model may take minutes to load
+    if album(config.film) is not None:  # a model may take minutes to load
+        film_stamp(config.film)
+    elif wrong := fault(config.film):
         raise UserError(wrong[0], where=str(config.film), why=wrong[1], fix=wrong[2])
     model = load_model(config.model, config.dtype)
     with tempfile.TemporaryDirectory() as scratch:

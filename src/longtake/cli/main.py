@@ -133,7 +133,11 @@ def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log) -> int:
     elif not stage.speaks:
         log.summary(summary)
     sys.stdout.flush()
-    return 1 if summary.get("ok") is False else 0
+    if summary.get("ok") is not False:
+        return 0
+    if "why" in summary:
+        print(UserError(f"{name} came to nothing", why=summary["why"], fix=summary.get("fix", "")), file=sys.stderr)
+    return 1
 
 
 def tell(text: str, code: int, json_output: bool) -> int:

@@ -36,6 +36,7 @@ STAGES = {
     "rounds": Stage("longtake.recipes.rounds", "judge and dpo in turns: sample, judge, learn, again", ("rows",), True),
     "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True, True),
     "plan": Stage("longtake.cli.plan", "what a run will need: memory, seconds, disk", ("model",), speaks=True),
+    "merge": Stage("longtake.cli.merge", "write a LoRA into its base: one plain model", ("model",), speaks=True),
     "ask": Stage("longtake.cli.ask", "answer a question about a film", ("film", "question"), speaks=True),
     "view": Stage("longtake.cli.view", "look at a run folder: one HTML page", ("folder",), speaks=True),
     "doctor": Stage("longtake.cli.doctor", "check this computer; every ✗ with the command that mends it", speaks=True),

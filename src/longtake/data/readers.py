@@ -84,7 +84,7 @@ def drafts(row: dict[str, Any], fallback: str) -> Iterator[Draft]:
                 raise Malformed(f"entry {number} of {nested!r} has no question")
             yield benchmark_draft({**shared, **inner}, f"{fallback}#{number}")
     elif {"chosen", "rejected"} <= row.keys():
-        raise Malformed("a preference pair has no single answer", "give pairs to the preference stages")
+        raise Malformed("a preference pair has no single answer", "`longtake reward` and `longtake dpo` read pairs")
     else:
         raise Malformed(
             f"no question: the keys are {', '.join(list(row)[:8])}", "name it `messages`, `problem` or `question`"

@@ -141,7 +141,7 @@ def _begun(path: Path) -> bool:
 
 def refuse_strange(path: Path) -> None:
     """Raise AnotherRun if a folder without run.json holds what a run would write over or go on from."""
-    for name in ("model", *RESULTS[:-1]):
+    for name in ("model", "config.json", "adapter_config.json", *RESULTS[:-1]):
         if (path / name).exists():
             why, fix = f"there is {name}, but no run.json", "choose another --out"
             raise AnotherRun("the folder holds something that is no run", where=str(path), why=why, fix=fix)

@@ -77,9 +77,10 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     reads = (config.rows, config.model)
     if known := begin(log, "dpo", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known
+    found = preference.read(config.rows, config.video, log)
     session, tokens = open_session(config, log), config.memory.row_tokens
-    pairs = preference.read(
-        session, config.rows, config.video, log,
+    pairs = preference.parted(
+        session, found, config.video, log,
         share=config.held_out, seed=config.seed, size=config.batch, row_tokens=tokens,
     )  # fmt: skip
     steps, objective = math.ceil(config.epochs * len(pairs.learned) / config.batch), objective_of(config)
@@ -101,9 +102,9 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         log.step(step + 1, steps, numbers)
         if last:
             session.checkpoint()
-    found = look_at(session, pairs, config, reference, log) if pairs.held else {"accuracy": None, "margin": None}
+    told_of = look_at(session, pairs, config, reference, log) if pairs.held else {"accuracy": None, "margin": None}
     counts = {"steps": steps, "pairs": len(pairs.learned), "held_out": len(pairs.held), "loss": config.loss}
-    return finish(log, counts | found | {"model": str(session.finish())})
+    return finish(log, counts | told_of | {"model": str(session.finish())})
 
 
 def objective_of(config: Config) -> Objective:

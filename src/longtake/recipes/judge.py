@@ -196,7 +196,8 @@ def end(config: Config, log: Log, summary: dict[str, Any], gave_up: str) -> dict
         counts = ", ".join(f"{summary[name]} {name}" for name in ("flipped", "ties", "unparsable", "same", "failed"))
         slot = "" if summary["slot_a"] is None else f"; it named slot A in {summary['slot_a']:.0%} of its verdicts"
         why = f"the judge kept none of {summary['pairs']} pairs: {counts}{slot}"
-        summary = {"ok": summary["written"] > 0, "why": why, **summary}
+        fix = "`longtake view` shows what it said; try another --judge.model, or --prompts in its words"
+        summary = {"ok": summary["written"] > 0, "why": why, "fix": fix, **summary}
         log.note(why)
     return finish(log, summary)
 

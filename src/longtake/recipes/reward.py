@@ -91,11 +91,11 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     reads = (config.rows, config.model, config.human or config.rows)
     if known := begin(log, "reward", config, config.out, fresh=config.fresh, reads=reads, makes=MAKES, mendable=True):
         return known
-    tokens = config.memory.row_tokens
-    session = open_session(config, log, dress=partial(comparing.dress, seed=config.seed))
+    found, tokens = comparing.read(files_of(config), config.video, log), config.memory.row_tokens
+    session = open_session(config, log, scalar=True, dress=partial(comparing.dress, seed=config.seed))
     reading = comparing.Reading(session, comparing.suffix_ids(session.model, config.suffix), config.margin)
-    stages = comparing.read_stages(
-        session, files_of(config), config.video, log,
+    stages = comparing.stages_of(
+        session, {name: (own, epochs_of(config, name)) for name, own in found.items()}, config.video, log,
         share=config.held_out, seed=config.seed, size=config.batch, row_tokens=tokens,
     )  # fmt: skip
     comparing.check_margins(stages, config.margin)
@@ -104,8 +104,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     for step in range(session.progress.step, steps):
         stage = next(stage for stage in stages if step < stage.stop)
         items = reading.items(stage, stage.pairs.next(session), log)
+        session.check(items[0].prompt, items[0].ids, log)
         with log.phase("update"):
-            session.check(items[0].prompt, items[0].ids, log)
             sums = backward_items(session, items, objective_of(config, reading, stage, items), tokens)
             norm = session.step(sums.tokens, config.optim, steps)
         taken = session.progress.taken + config.batch if step + 1 < stage.stop else 0
@@ -131,10 +131,14 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     return finish(log, counts | measured(ranked) | {"model": str(folder)})
 
 
-def files_of(config: Config) -> dict[str, tuple[Path, float]]:
-    """The files of pairs in the order of their stages, each with its epochs."""
-    first = {} if config.human is None else {"human": (config.human, config.human_epochs)}
-    return first | {"rows": (config.rows, config.epochs)}
+def files_of(config: Config) -> dict[str, Path]:
+    """The files of pairs by their settings, in the order of their stages."""
+    return ({} if config.human is None else {"human": config.human}) | {"rows": config.rows}
+
+
+def epochs_of(config: Config, name: str) -> float:
+    """Passes over the pairs of that file."""
+    return config.human_epochs if name == "human" else config.epochs
 
 
 def objective_of(config: Config, reading: Reading, stage: Stage, items: list[Item]) -> ScalarObjective:

@@ -75,7 +75,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         if judged["written"] < config.batch:
             back(log, folder)
             why = f"the judge kept {judged['written']} pairs of {judged['pairs']}, a step learns from {config.batch}"
-            raise UserError(f"round {number} has too few pairs", where=str(rows), why=why, fix="give more questions")
+            fix = "give more questions, or a smaller --batch"
+            raise UserError(f"round {number} has too few pairs", where=str(rows), why=why, fix=fix)
         learned = dpo.run(dpo_config(config, number, model), log)
         model = learned["model"]
         back(log, folder)
@@ -94,7 +95,8 @@ def share_out(config: Config, log: Log) -> list[Path]:
 
     questions = read_rows(sift_questions, config.rows, config.video, log)
     if len(questions) < config.rounds:
-        raise UserError(f"{len(questions)} questions for {config.rounds} rounds", where=str(config.rows))
+        what = f"{len(questions)} questions for {config.rounds} rounds"
+        raise UserError(what, where=str(config.rows), fix=f"--rounds {len(questions)}, or more questions")
     order = list(batch(config.seed, len(questions), 0, len(questions)))
     files = []
     for number in range(config.rounds):

@@ -15,19 +15,19 @@ def load_beside(model: Model, name: str, source: str | Path, *, trainable: bool,
 
     Raises UserError if it was trained on another base or carries no head.
     """
-    folder = find_folder(source)
+    folder, kind = find_folder(source), "reward" if scalar else name  # a value model begins as a reward model
     if not (folder / adapter_files.CONFIG).is_file():
         why, fix = "it is a whole model: one base in memory carries adapters alone", "train it with --adapter.kind lora"
-        raise UserError(f"the {name} model is no adapter", where=str(source), why=why, fix=fix)
+        raise UserError(f"the {kind} model is no adapter", where=str(source), why=why, fix=fix)
     saved = read_json(folder / adapter_files.CONFIG)
     base_name, base = base_of(folder, saved)
     own = model.net.name_or_path
     if own not in (base_name, str(base.resolve())):
         why = f"its base is {base_name}, the policy's is {own}"
-        raise UserError(f"the {name} model has another base", where=str(source), why=why, fix="train both on one base")
+        raise UserError(f"the {kind} model has another base", where=str(source), why=why, fix="train both on one base")
     adapter_files.add_saved(model, name, folder, saved, trainable=trainable)
     if scalar and not heads.load(model, folder, name, trainable=trainable):
         why = f"no {heads.FILE} in it"
         raise UserError(
-            f"the {name} model gives no scores", where=str(source), why=why, fix="train it with `longtake reward`"
+            f"the {kind} model gives no scores", where=str(source), why=why, fix="train it with `longtake reward`"
         )

@@ -78,7 +78,7 @@ def base_of(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
         raise UserError("the adapter's base model is missing", where=name, fix=fix)
     base = find_folder(path or name)
     if (base / adapter_files.CONFIG).is_file():
-        raise UserError("the adapter's base is an adapter itself", where=str(base), fix="merge that one into its base")
+        raise UserError("the adapter's base is an adapter itself", where=str(base), fix="`longtake merge` that one")
     if path is not None:
         check_mark(folder, base)
     return str(path or name), base
@@ -127,7 +127,8 @@ def find_folder(name_or_path: str | Path) -> Path:
     if not any((path / name).is_file() for name in ("config.json", adapter_files.CONFIG)):
         names = sorted(entry.name for entry in path.iterdir())
         there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
-        raise UserError("not a model: no config.json", where=str(path), why=f"the folder holds {there}")
+        fix = f"name its {path / 'model'}" if "model" in names else ""
+        raise UserError("not a model: no config.json", where=str(path), why=f"the folder holds {there}", fix=fix)
     return path
 
 

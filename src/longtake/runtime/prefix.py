@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from longtake.maths.attention import extend_attention
 from longtake.records import AnswerRow, Layout, PrefixRow
@@ -120,7 +121,7 @@ def extend(model: Net, made: Prefill, row: AnswerRow, *, once: bool = False) -> 
         table = torch.cat([ends_SE.to(hidden_AE.dtype), hidden_AE])
     else:
         table = ends_SE
-    return table[row.source_R.to(table.device)]
+    return embedding(row.source_R.to(table.device), table)  # table[…] adds gradients in any order on several threads
 
 
 def begin(model: Net, made: Prefill, row: AnswerRow) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

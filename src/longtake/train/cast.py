@@ -13,9 +13,10 @@ from longtake.engines.local import LocalEngine
 from longtake.engines.remote import Remote
 from longtake.errors import UserError
 from longtake.log import Log
+from longtake.models.heads import FILE, no_head
 from longtake.records import FramePolicy, Question
 from longtake.runtime.films import Films, Look
-from longtake.runtime.load import load_model, weights_version
+from longtake.runtime.load import find_folder, load_model, weights_version
 from longtake.runtime.words import unknown
 from longtake.train.asking import Ask, Ledger, LocalAsker, ask
 from longtake.train.distant import RemoteAsker, Schema, fit_for
@@ -27,6 +28,7 @@ from longtake.train.session import counted, decode, open_films
 from longtake.train.settings import Dtype, Video
 
 Role = Literal["policy", "captioner", "judge"]
+ROLES: tuple[Role, ...] = ("policy", "captioner", "judge")
 
 
 class Judges(Protocol):
@@ -64,6 +66,10 @@ class Cast:
         self.config, self.log, self.schema = config, log, schema
         self.tier = FrameTier(config.video.tier or config.out / "tier")
         self._clips: dict[str, tuple[Clip, ...]] = {}
+        for role in ROLES:  # said now, and not after hours of sampling
+            if (who := self.who(role)) is not None:
+                no_head((find_folder(who) / FILE).is_file(), who)
+        self._key = _key(config.judge.key_file) if config.judge.key_file else ""
         self._who = self.who("policy")
         self._asker: LocalAsker | RemoteAsker = self._open(self._who, rows)
         self.looks = [self._look(question) for question in rows if self.films.usable(question)]
@@ -151,8 +157,7 @@ class Cast:
         judge, video = self.config.judge, self.config.video
         assert judge.url is not None
         assert judge.model is not None
-        key = _key(judge.key_file) if judge.key_file else ""
-        remote = Remote(judge.url, judge.model, key, retries=judge.retries, timeout=judge.timeout)
+        remote = Remote(judge.url, judge.model, self._key, retries=judge.retries, timeout=judge.timeout)
         fit = fit_for(judge.max_pixels)
         wants: dict[Path, list[FramePolicy]] = {}
         for question in questions:
@@ -180,8 +185,10 @@ def _key(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        fix = "correct --judge.key-file"
-        raise UserError("the key cannot be read", where=str(path), why=str(error), fix=fix) from None
+        why = error.strerror if isinstance(error, OSError) else None
+        raise UserError(
+            "the key cannot be read", where=str(path), why=(why or str(error)).lower(), fix="correct --judge.key-file"
+        ) from None
     if not key:
         raise UserError("the key file is empty", where=str(path), fix="write the endpoint's key into it")
     return key

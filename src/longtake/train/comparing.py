@@ -18,7 +18,7 @@ from longtake.models.heads import add_head
 from longtake.protocols import Model
 from longtake.records import Pair, Span
 from longtake.rewards.model import read_ids
-from longtake.train.preference import Pairs, ids_of, split
+from longtake.train.preference import Pairs, check_enough, ids_of, split
 from longtake.train.ranking import Ranked
 from longtake.train.rows import Item, read_items
 from longtake.train.session import Session, decode, read_rows
@@ -83,9 +83,14 @@ def dress(model: Model, checkpoint: Path | None, seed: int) -> None:
         add_head(model, seed=seed)
 
 
-def read_stages(
+def read(files: Mapping[str, Path], video: Video, log: Log) -> dict[str, list[Pair]]:
+    """The pairs of the files: before a model is loaded, which may take minutes. Raises UserError."""
+    return {name: read_rows(sift_pairs, path, video, log) for name, path in files.items()}
+
+
+def stages_of(
     session: Session,
-    files: Mapping[str, tuple[Path, float]],
+    found: Mapping[str, tuple[list[Pair], float]],
     video: Video,
     log: Log,
     *,
@@ -94,20 +99,18 @@ def read_stages(
     size: int,
     row_tokens: int,
 ) -> list[Stage]:
-    """The stages of files, given with their epochs, one behind another; a film is held out of all of them or of none.
+    """One behind another; `found`: the pairs of a setting, and epochs. A film is held out of all stages or of none.
 
-    Raises UserError if a file holds too few pairs.
+    Raises UserError if too few pairs are left.
     """
-    found = {name: read_rows(sift_pairs, path, video, log) for name, (path, _) in files.items()}
-    asked = [question for own in found.values() for question in questions_of(own)]
+    asked = [question for own, _ in found.values() for question in questions_of(own)]
     usable = {id(question) for question in decode(session.films, asked, video, log)}
-    every = [pair for own in found.values() for pair in own if id(pair.question) in usable]
+    every = [pair for own, _ in found.values() for pair in own if id(pair.question) in usable]
     learned, held = ({id(pair) for pair in side} for side in split(session.films, every, video, share, seed))
     stages: list[Stage] = []
-    for name, (path, epochs) in files.items():
-        own, out = ([pair for pair in found[name] if id(pair) in side] for side in (learned, held))
-        if len(own) < size:
-            raise UserError(f"only {len(own)} pairs to learn from", where=str(path), fix=f"--batch {len(own)}")
+    for name, (pairs, epochs) in found.items():
+        own, out = ([pair for pair in pairs if id(pair) in side] for side in (learned, held))
+        check_enough(own, size, f"--{name}")
         first = stages[-1].stop if stages else 0
         steps = math.ceil(epochs * len(own) / size)
         stages.append(Stage(name, Pairs(own, out, video, seed, size, row_tokens), first, first + steps))

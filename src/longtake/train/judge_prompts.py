@@ -84,8 +84,11 @@ def read_prompts(path: Path | None, *, told: bool) -> Prompts:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError("the prompts cannot be read", where=str(path), why=why) from error
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        fix = f"a YAML file with lines of `name: text`; names: {', '.join(names)}"
+        raise UserError(
+            "the prompts cannot be read", where=str(path), why=" ".join(why.split())[:200], fix=fix
+        ) from error
     if not isinstance(given, dict):
         raise UserError("the prompts are no lines of `name: text`", where=str(path), fix=f"names: {', '.join(names)}")
     for name, text in given.items():

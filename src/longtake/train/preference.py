@@ -28,7 +28,7 @@ Reference = dict[str, tuple[float, float]]  # pair id → log-probabilities of t
 class Pairs:
     """Pairs to learn from and pairs held out, and how a run looks at them.
 
-    Example: pairs = read(session, rows, video, share=0.05, seed=0, size=16, row_tokens=16384, log=log).
+    Example: pairs = parted(session, read(rows, video, log), video, log, share=0.05, seed=0, size=16, row_tokens=16384).
     """
 
     learned: list[Pair]
@@ -90,20 +90,30 @@ class Pairs:
         return known
 
 
-def read(
-    session: Session, rows: Path, video: Video, log: Log, *, share: float, seed: int, size: int, row_tokens: int
-) -> Pairs:
-    """The pairs of a file on films that can be used, `share` of the films held out; all films are decoded.
+def read(rows: Path, video: Video, log: Log) -> list[Pair]:
+    """The pairs of a file: before a model is loaded, which may take minutes. Raises UserError."""
+    return read_rows(sift_pairs, rows, video, log)
 
-    Raises UserError if the file holds too few.
+
+def parted(
+    session: Session, pairs: list[Pair], video: Video, log: Log, *, share: float, seed: int, size: int, row_tokens: int
+) -> Pairs:
+    """The pairs on films that can be used, `share` of the films held out; all films are decoded.
+
+    Raises UserError if too few are left.
     """
-    pairs = read_rows(sift_pairs, rows, video, log)
     usable = {question.id for question in decode(session.films, questions_of(pairs), video, log)}
     pairs = [pair for pair in pairs if pair.question.id in usable]
     learned, held = split(session.films, pairs, video, share, seed)
-    if len(learned) < size:
-        raise UserError(f"only {len(learned)} pairs to learn from", where=str(rows), fix=f"--batch {len(learned)}")
+    check_enough(learned, size, "--rows")
     return Pairs(learned, held, video, seed, size, row_tokens)
+
+
+def check_enough(learned: Sequence[Pair], size: int, where: str) -> None:
+    """Raises UserError if there are fewer than a step learns from."""
+    if (count := len(learned)) < size:
+        why = f"a step learns from {size} different ones"
+        raise UserError(f"only {count} pairs to learn from", where=where, why=why, fix=f"--batch {count}")
 
 
 def look(pair: Pair, video: Video, seed: int) -> Look:

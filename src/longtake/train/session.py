@@ -21,7 +21,8 @@ from longtake.log.files import write_jsonl
 from longtake.maths.cost import Work
 from longtake.maths.room import keep_for
 from longtake.maths.shapes import shape_of
-from longtake.models.adapters import prepare
+from longtake.models.adapters import NAME, prepare
+from longtake.models.heads import no_head
 from longtake.models.tiled import pointwise, tile
 from longtake.protocols import Model
 from longtake.records import FramePolicy, Prompt, Question
@@ -109,11 +110,17 @@ class Trains(Protocol):
 
 
 def open_session(
-    config: Trains, log: Log, *, train_vision: bool = False, dress: Callable[[Model, Path | None], None] | None = None
+    config: Trains,
+    log: Log,
+    *,
+    train_vision: bool = False,
+    scalar: bool = False,
+    dress: Callable[[Model, Path | None], None] | None = None,
 ) -> Session:
     """Loads the newest checkpoint of the run's folder, else its model; metrics after the checkpoint are dropped.
 
-    dress: puts on the model what else it trains or asks (heads, further adapters); gets the checkpoint if there is one.
+    scalar: the model may be one that scores answers. dress: puts on the model what else it trains or asks (heads,
+    further adapters); gets the checkpoint if there is one.
     """
     folder, optim, own = config.out, config.optim, config.adapter
     found = resume.latest(folder / "checkpoints")
@@ -121,9 +128,12 @@ def open_session(
     config.memory.check(own.kind, config.prefix_gradient)
     if train_vision and own.kind != "full":
         why = "an adapter's folder holds the decoder's LoRA, the trained tower would be lost"
-        raise UserError("the vision tower cannot be trained beside an adapter", why=why, fix="leave --train-vision out")
+        fix = "--adapter.kind full, or leave --train-vision out"
+        raise UserError("the vision tower cannot be trained beside an adapter", why=why, fix=fix)
     with log.phase("load"):
         model = _model(found[1] if found else None, config.model, config.dtype, own.quantize)
+    if not scalar:
+        no_head(model.heads.get(NAME), config.model)
     prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
     if dress is not None:
         dress(model, found[1] if found else None)
@@ -206,7 +216,7 @@ def read_rows(
     if bad and (not good or len(bad) > video.most_failed * (len(good) + len(bad))):
         raise bad[0].error(path, len(bad) - 1)
     if not good:
-        raise UserError("no question in this file", where=str(path))
+        raise UserError("no row in this file", where=str(path))
     if bad and log.folder is not None:
         log.note(f"{len(bad)} malformed rows of {path} left out, the first at {bad[0].place}: {bad[0].reason}")
         write_jsonl(log.folder.path / f"bad_rows-{path.stem}.jsonl", [asdict(row) for row in bad])
