@@ -75,7 +75,7 @@ READERS = breaks(
 PIXELS = breaks(
     "models/pixels.py",
     ("wide, high = max(factor, wide), max(factor, high)", "pass", "pictures without height"),
-    ("least = 0 if most < least else least", "least = least", "the least size against max_pixels"),
+    ("if max_pixels is None or large[0] * large[1] <= max_pixels:", "if True:", "the least size against max_pixels"),
     (
         "elif wide * high < least:\n            beta = math.sqrt(least / (width * height))",
         "elif False:\n            beta = 1.0",

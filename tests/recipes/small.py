@@ -16,6 +16,7 @@ from longtake.records import Features
 from longtake.runtime import load
 from longtake.train import policy, session, step
 from longtake.train import resume as resumed
+from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 from longtake.train.rollout import NOTHING
 from longtake.train.settings import Optim
@@ -186,7 +187,7 @@ def config(tmp_path: Path, algorithm: str, **changed: Any) -> grpo.Config:
         "rows": rows(tmp_path), "model": "tiny", "out": tmp_path / "run", "algorithm": algorithm, "steps": 2,
         "reward": (f"{tmp_path / 'my.py'}:score",), "questions": 4, "group_size": 3, "epochs": 2, "minibatches": 2,
         "max_tokens": TOKENS, "overlong": MARGIN, "temperature": HEAT, "dtype": "float64", "optim": OPTIM,
-        "memory": Memory(row_tokens=120), "seed": 5,
+        "memory": Memory(row_tokens=120), "seed": 5, "adapter": Adapter(kind="full"),
     }  # fmt: skip
     return grpo.Config(**given | changed)
 

@@ -11,6 +11,7 @@ from tests.recipes.small import HEAT, Stage, config, rows, stage, taught
 
 from longtake.recipes import grpo, sft
 from longtake.train import policy, supervised
+from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 from longtake.train.step import Passes
 
@@ -96,7 +97,7 @@ def test_supervised_learning_draws_prefixes_too(made: Stage, tmp_path: Path, mon
     monkeypatch.setattr(supervised, "backward", lambda *given, scale: scales.append(scale) or real(*given, scale=scale))
     run = sft.Config(
         rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=2, batch=2, dtype="float64", seed=6,
-        memory=Memory(row_tokens=1), shuffle=False, prefix_gradient=0.5,
+        memory=Memory(row_tokens=1), shuffle=False, prefix_gradient=0.5, adapter=Adapter(kind="full"),
     )  # fmt: skip
     made.run(sft, run)
     drawn = Passes(prefix_gradient=0.5, seed=6)

@@ -30,6 +30,7 @@ from tests.recipes.small import (
 from longtake.errors import UserError
 from longtake.recipes import difficulty, grpo, sft
 from longtake.train import policy, supervised
+from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 
 EXACT = 1e-10
@@ -191,7 +192,7 @@ def test_a_supervised_step_is_what_plain_loops_make_of_it(
     monkeypatch.setattr(supervised, "backward_items", spied)
     run = sft.Config(
         rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=3, batch=3, dtype="float64",
-        optim=OPTIM, memory=Memory(row_tokens=120), shuffle=False,
+        optim=OPTIM, memory=Memory(row_tokens=120), shuffle=False, adapter=Adapter(kind="full"),
     )  # fmt: skip
     made.run(sft, run)
     want = [["q0", "q1", "q2"], ["q3", "q0", "q1"], ["q2", "q3", "q0"]]

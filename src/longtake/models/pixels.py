@@ -79,7 +79,6 @@ class Pixels:
         wide, high = round(width / factor) * factor, round(height / factor) * factor
         if max_pixels is not None:
             most = min(most, max_pixels)
-            least = 0 if most < least else least
             wide, high = max(factor, wide), max(factor, high)
         if wide * high > most:
             beta = math.sqrt(width * height / most)
