@@ -218,10 +218,8 @@ SESSION = breaks(
 
 SUPERVISED = breaks(
     "train/supervised.py",
-    ("count += float(row.weight_R.sum())", "count += len(row.weight_R)", "tokens counted, not weights"),
-    ("count += float(row.weight_R.sum())", "count = float(row.weight_R.sum())", "the last row's weights counted"),
-    ("session.passes, scale=scale)", "session.passes, scale=1.0)", "the scale of prefixes forgotten"),
-    ("[each.weights for each in run]", "[[[1.0] * len(ids) for ids in each.ids] for each in run]", "no weights"),
+    ("fsum(weight for item", "fsum(1.0 for item", "tokens counted, not weights"),
+    ("for item in items for own", "for item in items[-1:] for own", "the last row's weights counted"),
 )
 
 MUTANTS = GRPO + SFT + DIFFICULTY + EVAL + STEP + POLICY + KEYS + SELFCHECK + SESSION + SUPERVISED

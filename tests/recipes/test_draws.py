@@ -10,7 +10,8 @@ import torch
 from tests.recipes.small import HEAT, Stage, config, rows, stage, taught
 
 from longtake.recipes import grpo, sft
-from longtake.train import policy, supervised
+from longtake.train import policy
+from longtake.train import rows as learning
 from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 from longtake.train.step import Passes
@@ -75,7 +76,7 @@ def test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix(
         calls.append((scale, kept and kept.keep, len(row.target_R)))
         return real(model, features, row, objective, passes, kept, scale)
 
-    monkeypatch.setattr(policy, "backward", spied)
+    monkeypatch.setattr(policy if epochs == 1 else learning, "backward", spied)
     memory = Memory(row_tokens=1 if epochs > 1 else 10**4)
     made.run(
         grpo, config(tmp_path, "longtake", epochs=epochs, minibatches=1, memory=memory, prefix_gradient=0.5, seed=6)
@@ -93,8 +94,8 @@ def test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix(
 
 
 def test_supervised_learning_draws_prefixes_too(made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, scales = supervised.backward, []
-    monkeypatch.setattr(supervised, "backward", lambda *given, scale: scales.append(scale) or real(*given, scale=scale))
+    real, scales = learning.backward, []
+    monkeypatch.setattr(learning, "backward", lambda *given: scales.append(given[-1]) or real(*given))
     run = sft.Config(
         rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=2, batch=2, dtype="float64", seed=6,
         memory=Memory(row_tokens=1), shuffle=False, prefix_gradient=0.5, adapter=Adapter(kind="full"),

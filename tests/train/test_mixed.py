@@ -76,7 +76,7 @@ def test_a_mixed_batch_is_its_rows_one_by_one(kind: Any, row_tokens: int) -> Non
         prompt = model.prompt(example.question, shown(name), name)
         items.append(Item(prompt, tuple(ids for ids, _ in made), tuple(weights for _, weights in made)))
     films = SimpleNamespace(features=lambda handles: [Features(levels[handle]) for handle in handles])
-    session: Any = SimpleNamespace(model=model, films=films, passes=Passes(), progress=Progress())
+    session: Any = SimpleNamespace(model=model, films=films, passes=Passes(), prefixes=None, progress=Progress())
     sums, count = backward_items(session, items, row_tokens)
     got = grads(model)
     model.net.zero_grad()

@@ -20,7 +20,6 @@ from longtake.errors import UserError
 from longtake.log import Log
 from longtake.maths.advantage import Weights, equal_groups, overlong_penalty
 from longtake.maths.algorithms import ALGORITHMS, Algorithm
-from longtake.maths.pack import pack
 from longtake.records import Group, Layout, Prompt, Question
 from longtake.rewards.mix import Mix
 from longtake.rewards.model import Scorer
@@ -30,9 +29,10 @@ from longtake.runtime.rows import lead
 from longtake.train.keys import batch, epoch_fits, keyed
 from longtake.train.oom import Facts, explained, facts_of
 from longtake.train.rollout import Rollout, answer_kept, scored
+from longtake.train.rows import Item, backward_items, packed
 from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
-from longtake.train.step import Objective, Sums, backward, chunks
+from longtake.train.step import Objective, Sums, backward
 
 Keeper = Callable[[Sequence[Prompt]], Keep]
 
@@ -210,15 +210,12 @@ def minibatches(
             yield part, advantage_NG[start : start + size]
 
 
-Item = tuple[Prompt, list[tuple[int, ...]], list[list[float]], list[tuple[float, ...]]]  # columns of `pack`
-
-
 def _item(group: Group, weight_G: Sequence[float]) -> Item:
-    return (
+    return Item(
         group.prompt,
-        [answer.ids for answer in group.answers],
-        [[weight] * len(answer.ids) for weight, answer in zip(weight_G, group.answers, strict=True)],
-        [answer.logprob for answer in group.answers],
+        tuple(answer.ids for answer in group.answers),
+        tuple((weight,) * len(answer.ids) for weight, answer in zip(weight_G, group.answers, strict=True)),
+        tuple(answer.logprob for answer in group.answers),
     )
 
 
@@ -228,12 +225,7 @@ def backward_groups(session: Session, part: Rollout, weights: Weights, objective
     The policy is the distribution that was sampled from, so probabilities are taken at the sampling temperature.
     """
     items = [_item(group, own) for group, own in zip(part.groups, weights.weight_NG.tolist(), strict=True)]
-    sums = Sums()
-    for run in chunks(items, lambda item: len(item[0].ids), row_tokens):
-        row = pack(*(list(column) for column in zip(*run, strict=True)), lead=lead(session.model))
-        scale = session.passes.scale(session.progress.step, run[0][0].id)
-        sums += backward(session.model, session.films.features, row, objective, session.passes, scale=scale)
-    return sums
+    return backward_items(session, items, objective, row_tokens)
 
 
 def backward_kept(
@@ -246,10 +238,10 @@ def backward_kept(
         if not any(id(group) in learned for group in kept.groups):
             continue
         items = [
-            _item(group, learned[id(group)]) if id(group) in learned else (group.prompt, [], [], [])
+            _item(group, learned[id(group)]) if id(group) in learned else Item(group.prompt, (), ())
             for group in kept.groups
         ]
-        row = pack(*(list(column) for column in zip(*items, strict=True)), lead=lead(session.model))
+        row = packed(session.model, items)
         scale = session.passes.scale(session.progress.step, kept.groups[0].prompt.id)
         sums += backward(session.model, session.films.features, row, objective, session.passes, kept.made, scale)
     return sums

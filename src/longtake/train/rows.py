@@ -12,6 +12,7 @@ from itertools import groupby
 from torch import Tensor
 
 from longtake.maths.pack import pack
+from longtake.protocols import Model
 from longtake.records import AnswerRow, PrefixRow, Prompt
 from longtake.runtime.prefix import Prefill
 from longtake.runtime.rows import bare, cached, lead
@@ -29,6 +30,17 @@ class Item:
     ids: tuple[tuple[int, ...], ...]  # [G][R] end token included
     weights: Numbers
     old: Numbers | None = None  # zeros without
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt.ids) + sum(map(len, self.ids))
+
+
+def packed(model: Model, items: Sequence[Item]) -> PrefixRow:
+    """One row of the items."""
+    old = [item.old or tuple((0.0,) * len(ids) for ids in item.ids) for item in items]
+    prompts, ids = [item.prompt for item in items], [item.ids for item in items]
+    return pack(prompts, ids, [item.weights for item in items], old, lead=lead(model))
 
 
 def backward_items(session: Session, items: Sequence[Item], objective: Goal, row_tokens: int) -> Sums:
@@ -64,6 +76,4 @@ def _rows(
         if kept is not None:
             prompts = [item.prompt for item in run]
             made = cached(session.model, bare(session.model, prompts), session.films.features, kept)
-        old = [item.old or tuple((0.0,) * len(ids) for ids in item.ids) for item in run]
-        prompts, ids = [item.prompt for item in run], [item.ids for item in run]
-        yield run, pack(prompts, ids, [item.weights for item in run], old, lead=lead(session.model)), made
+        yield run, packed(session.model, run), made

@@ -5,8 +5,9 @@ G answers of one prompt, R answer tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from longtake.data.rows import sift_examples, sift_questions
@@ -14,33 +15,20 @@ from longtake.engines.local import LocalEngine
 from longtake.errors import UserError
 from longtake.log import Log
 from longtake.maths.loss import cross_entropy
-from longtake.maths.pack import pack
-from longtake.records import Example, Prompt, Question
+from longtake.records import Example, Question
 from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
-from longtake.runtime.rows import lead
+from longtake.train import rows
 from longtake.train.keys import keyed
 from longtake.train.rollout import rollout
+from longtake.train.rows import Item
 from longtake.train.session import Session, encode, read_rows
 from longtake.train.settings import Video
-from longtake.train.step import Objective, Sums, backward, chunks
+from longtake.train.step import Objective, Sums
 from longtake.train.turns import tokens_of
 from longtake.train.walk import Walk
 
 OBJECTIVE = Objective(cross_entropy, on_policy=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A prompt with the answers to learn. Example: Item(prompt, ((7, 2),), ((1.0, 1.0),))."""
-
-    prompt: Prompt
-    ids: tuple[tuple[int, ...], ...]  # [G][R] end token included
-    weights: tuple[tuple[float, ...], ...]  # [G][R]
-
-    @property
-    def tokens(self) -> int:
-        return len(self.prompt.ids) + sum(map(len, self.ids))
 
 
 def next_batch(session: Session, walk: Walk, video: Video) -> list[tuple[Look, Example]]:
@@ -59,25 +47,16 @@ def item(session: Session, look: Look, example: Example) -> Item:
 
 
 def backward_items(session: Session, items: Sequence[Item], row_tokens: int) -> tuple[Sums, float]:
-    """Adds the gradients of Σ -weight · log p, in rows of about `row_tokens`; returns the sums and all weights' sum.
+    """Adds the gradients of Σ -weight · log p, in rows of at most `row_tokens` prefix tokens; returns the
+    sums and all weights' sum.
 
     Raises UserError if no token of the step has a weight.
     """
-    sums, count = Sums(), 0.0
-    for run in chunks(items, lambda each: each.tokens, row_tokens):
-        row = pack(
-            [each.prompt for each in run],
-            [each.ids for each in run],
-            [each.weights for each in run],
-            lead=lead(session.model),
-        )
-        count += float(row.weight_R.sum())
-        scale = session.passes.scale(session.progress.step, run[0].prompt.id)
-        sums += backward(session.model, session.films.features, row, OBJECTIVE, session.passes, scale=scale)
+    count = math.fsum(weight for item in items for own in item.weights for weight in own)
     if count <= 0:
         ids = ", ".join(each.prompt.id for each in items[:3])
         raise UserError("a step has nothing to learn: the weights of its rows add up to 0", where=f"rows {ids} …")
-    return sums, count
+    return rows.backward_items(session, items, OBJECTIVE, row_tokens), count
 
 
 def read_examples(path: Path, video: Video, log: Log, *, batched: bool) -> list[Example]:
