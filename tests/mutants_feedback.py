@@ -31,8 +31,8 @@ TESTS = {  # which tests must notice a break in which file
 ROWS = breaks(
     "train/rows.py",
     ("[item.old or tuple(", "[tuple(", "the reference forgotten"),
-    ("[item.weights for item in run]", "[[[1.0] * len(x) for x in item.ids] for item in run]", "no weights"),
-    ("old, lead=lead(session.model))", "old)", "an aLoRA's header in the prefix"),
+    ("[item.weights for item in items]", "[[[1.0] * len(x) for x in item.ids] for item in items]", "no weights"),
+    ("old, lead=lead(model))", "old)", "an aLoRA's header in the prefix"),
     (", made, scale)", ", made, 1.0)", "the scale of prefixes forgotten"),
     ("sums += backward(", "sums = backward(", "the last row's sums"),
     ("for _ in item.ids] for item in run]", "for _ in item.ids][::-1] for item in run]", "chosen and rejected swapped"),

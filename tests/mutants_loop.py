@@ -122,8 +122,8 @@ STEP = breaks(
 POLICY = breaks(
     "train/policy.py",
     (
-        "[answer.logprob for answer in group.answers]",
-        "[(0.0,) * len(answer.ids) for answer in group.answers]",
+        "tuple(answer.logprob for answer in group.answers)",
+        "tuple((0.0,) * len(answer.ids) for answer in group.answers)",
         "old log-probabilities of 0",
     ),
     (
@@ -146,15 +146,14 @@ POLICY = breaks(
     ("advantage_NG[start : start + size]", "algorithm.advantage(part.reward_NG)", "advantages of a mini-batch"),
     ("answered.reward_NG + overlong_penalty", "answered.reward_NG - overlong_penalty", "length rewarded"),
     (
-        "zip(weight_G, group.answers, strict=True)]",
-        "zip(weight_G[::-1], group.answers, strict=True)]",
+        "zip(weight_G, group.answers, strict=True)),",
+        "zip(weight_G[::-1], group.answers, strict=True)),",
         "weights of other answers",
     ),
     ("taken=taken + self.count", "taken=taken", "the same questions again"),
     ("found += len(differing(new).looks)", "found += len(new.looks)", "no refill"),
     ("if found >= self.count", "if found > self.count", "a refill too many"),
     ("kept.made, scale)", "kept.made)", "the scale of kept prefixes forgotten"),
-    ("session.passes, scale=scale)", "session.passes)", "the scale of prefixes forgotten"),
     ("(session.progress.step, kept.groups[0]", "(kept.groups[0]", "every step draws the same prefixes"),
     (
         "if not any(id(group) in learned for group in kept.groups):",
