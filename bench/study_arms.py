@@ -43,10 +43,10 @@ def from_base(
     )  # fmt: skip
 
 
-def more_sft(plan: Plan, rows: Path, out: Path, steps: int) -> sft.Config:
-    """SFT that goes on from the demo's."""
+def more_sft(plan: Plan, rows: Path, start: Path, out: Path, steps: int) -> sft.Config:
+    """SFT of a model that had SFT."""
     return sft.Config(
-        rows=rows, model=str(tuned(plan)), out=out, seed=plan.seed, steps=steps, batch=fitting(BATCH, rows),
+        rows=rows, model=str(start), out=out, seed=plan.seed, steps=steps, batch=fitting(BATCH, rows),
         video=plan.video(MOST), memory=ROOMY, adapter=FULL,
         optim=Optim(lr=CONTINUED, warmup=5, schedule="linear", hold=0.25, betas=(0.9, 0.98), weight_decay=0.01),
     )  # fmt: skip
@@ -62,30 +62,32 @@ def reinforced(plan: Plan, rows: Path, start: Path, out: Path, steps: int) -> gr
     )  # fmt: skip
 
 
-def preferring(plan: Plan, rows: Path, out: Path, steps: int) -> dpo.Config:
+def preferring(plan: Plan, rows: Path, start: Path, out: Path, steps: int) -> dpo.Config:
     """The demo's DPO on all of these pairs."""
     batch, count = fitting(BATCH, rows), len(sift_pairs(rows)[0])
     return dpo.Config(
-        rows=rows, model=str(tuned(plan)), out=out, seed=plan.seed, epochs=epochs(steps, batch, count),
+        rows=rows, model=str(start), out=out, seed=plan.seed, epochs=epochs(steps, batch, count),
         batch=batch, held_out=0.0, video=plan.video(MOST), adapter=LORA, memory=ROOMY,
         optim=Optim(lr=1e-4, warmup=5, schedule="linear"),
     )  # fmt: skip
 
 
-def scoring(plan: Plan, rows: Path, out: Path, epochs: float, batch: int, held_out: float) -> reward.Config:
+def scoring(
+    plan: Plan, rows: Path, start: Path, out: Path, *, epochs: float, batch: int, held_out: float
+) -> reward.Config:
     """The demo's reward model on these pairs."""
     return reward.Config(
-        rows=rows, model=str(tuned(plan)), out=out, seed=plan.seed, epochs=epochs, batch=batch, held_out=held_out,
+        rows=rows, model=str(start), out=out, seed=plan.seed, epochs=epochs, batch=batch, held_out=held_out,
         video=plan.video(MOST), adapter=LORA, memory=ROOMY, optim=Optim(lr=7e-4, warmup=5, schedule="linear"),
     )  # fmt: skip
 
 
-def rewarded(plan: Plan, out: Path, steps: int) -> ppo.Config:
+def rewarded(plan: Plan, reward_model: Path, start: Path, out: Path, steps: int) -> ppo.Config:
     """The demo's PPO."""
     rows = plan.rows("rl")
     return ppo.Config(
-        rows=rows, model=str(tuned(plan)), reward_model=str(plan.out / "reward" / "model"), out=out, seed=plan.seed,
-        steps=steps, questions=fitting(PPO_QUESTIONS, rows), group_size=PPO_GROUP, max_tokens=ANSWER,
+        rows=rows, model=str(start), reward_model=str(reward_model), out=out, seed=plan.seed, steps=steps,
+        questions=fitting(PPO_QUESTIONS, rows), group_size=PPO_GROUP, max_tokens=ANSWER,
         video=plan.video(MOST), kl=ppo.KL(beta=0.25),
         optim=Optim(lr=5e-4, warmup=0, schedule="linear", hold=0.25), adapter=LORA, memory=ROOMY,
     )  # fmt: skip

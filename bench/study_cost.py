@@ -26,15 +26,14 @@ QUESTIONS, GROUP = 16, 8  # of grpo
 PPO_QUESTIONS, PPO_GROUP, PPO_EPOCHS = 24, 4, 2
 TRAINED, READERS = 2, 3  # of ppo: policy and value model; reward model, reference and value model read every answer
 
-# what demos of seeds 11 to 13 showed at 64 frames, to set the steps by; what an arm took is counted from its own run
+# what a trial of row (a) showed, to set the steps by; what an arm took is counted from its own run
 PROMPT = 147.5
-FULL = 31.0  # tokens of a full chain
-SAMPLED = 21.0  # of an answer after SFT
-REINFORCED = 30.5  # of an answer during GRPO
-RIGHT = 78.0  # of all right answers of a question that difficulty keeps
-KEPT = 0.6  # of GRPO's groups: in the others all rewards are equal
-PAIRS = 800.0  # different ones that the judge keeps
-GRPO_STEPS = 80  # whose cost is everyone's
+ANSWER = 31.0  # tokens of a full chain, written or sampled
+RIGHT = 80.0  # of all right answers of a question that difficulty keeps
+KEPT = 0.21  # of GRPO's groups: in the others all rewards are equal
+PAIRS = 620.0  # different ones that the judge keeps
+START_STEPS = 600  # of SFT before: more of the same teach little
+GRPO_STEPS = 160  # whose cost is everyone's
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +75,13 @@ def ppo_step(prompt: float, answer: float, questions: float = PPO_QUESTIONS, gro
 
 def nominal() -> dict[str, tuple[Tokens, Tokens]]:
     """Of every arm of row (a): what comes once, and what a step takes, by the numbers above."""
-    pair = PROMPT + 2 * SAMPLED
+    pair = PROMPT + 2 * ANSWER
     return {
-        "full": (Tokens(), Tokens(BATCH * (PROMPT + FULL))),
+        "full": (Tokens(), Tokens(BATCH * (PROMPT + ANSWER))),
         "rejection": (Tokens(), Tokens(BATCH * (PROMPT + RIGHT))),
-        "grpo": (Tokens(), grpo_step(PROMPT, REINFORCED, KEPT)),
+        "grpo": (Tokens(), grpo_step(PROMPT, ANSWER, KEPT)),
         "dpo": (Tokens(read=PAIRS * pair), Tokens(BATCH * pair)),
-        "ppo": (Tokens(), ppo_step(PROMPT, SAMPLED + 0.5 * (REINFORCED - SAMPLED))),
+        "ppo": (Tokens(), ppo_step(PROMPT, ANSWER)),
     }
 
 

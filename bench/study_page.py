@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import readme, study_plot
-from bench.study_cost import equal_steps
+from bench.study_cost import GRPO_STEPS, equal_steps
 from bench.study_plot import Line, Mark
 from bench.study_table import LETTERS
 from longtake.cli.demo import FRAMES
@@ -20,7 +20,8 @@ TITLES = {
     "e": "order and extra data", "f": "hardness; no SFT",
 }  # fmt: skip
 NAMES = {
-    "start": "the start (after SFT)", "full": "SFT, full chains", "rejection": "SFT, own right answers", "grpo": "GRPO",
+    "start": "the start (after SFT)", "annotated": "the start (SFT on such chains)", "full": "SFT, more chains",
+    "rejection": "SFT, own right answers", "grpo": "GRPO",
     "dpo": "DPO", "ppo": "PPO", "with": "with reasoning", "without": "answers alone", "narrative": "with narrative",
     "plain": "without narrative", "curriculum": "short chains first", "objects": "with extra rows", "base": "the base",
     "easy": "easy third", "medium": "middle third", "hard": "hard third", "all": "all questions",
@@ -97,7 +98,7 @@ def answers(measured: Mapping[str, Any]) -> str:
     if "a" in measured and all(one["verdict"] != "gain" for one in answering(measured["a"])):
         told += [
             "",
-            "At equal compute nothing gains over SFT on full chains: **these films are too easy for SFT**. Where such "
+            "At equal compute nothing gains over SFT on more chains: **these films are too easy for SFT**. Where such "
             "chains can be had, RL and preferences have nothing left to teach here; what they are worth must be "
             "measured on a task that the chains do not solve.",
         ]
@@ -189,7 +190,9 @@ def facts(letter: str, row: Row) -> str:
     if letter == "a":
         pairs = ", ".join(f"{one['pairs']:.0f} of the {one['pairs_from']}" for one in each)
         planned = ", ".join(f"{name('a', arm)} {count}" for arm, count in equal_steps().items())
-        return f"Pairs: {pairs}. Steps that cost as much as 80 of GRPO: {planned}."
+        chains = ", ".join(f"{one['chains']} and {one['more']}" for one in each)
+        counts = f"Chains for the start and for more SFT: {chains}. Pairs: {pairs}."
+        return f"{counts} Steps that cost as much as {GRPO_STEPS} of GRPO: {planned}."
     if letter == "c":
         rights = ", ".join(f"{one['events_right']:.1%} ({one['films_right']:.1%})" for one in each)
         return f"Events that the narratives tell right (films told without a mistake): {rights}."

@@ -16,18 +16,21 @@ from bench import study_cost as cost
 from bench import study_measure as measure
 from bench import study_sets as sets
 from bench.study_measure import Found, Numbers
-from longtake.cli import demo_feedback
+from longtake.cli import demo_feedback, demo_stages
 from longtake.cli.demo import FRAMES
 from longtake.cli.demo_stages import Plan
 from longtake.data.pairs import sift_pairs
 from longtake.eval import command as evaluation
 from longtake.log import Log, read_json, read_jsonl
+from longtake.recipes import difficulty as sorting
 from longtake.recipes import dpo, grpo, ppo, reward, sft
+from longtake.recipes import judge as judging
 
 PAIR_STEPS = 60  # of row (d), whatever the number of pairs
 DATA_STEPS = 300  # of row (e)
 HARDNESS_STEPS = 60  # of row (f)
 HELD_OUT = 0.25  # share of films whose pairs test the reward models of row (d)
+START = "annotated"  # row (a)'s own; the start of the others is the demo's SFT model
 BESIDE = "beside_"  # what was spent before an arm on what it learns from
 
 
@@ -66,33 +69,38 @@ class Bench:
 
 
 def equal_compute(b: Bench) -> Found:
-    """(a) From the demo's SFT model, at the cost of 80 GRPO steps."""
-    plan = b.plan
+    """(a) From SFT on chains of an annotator who sees few frames, at the cost of GRPO."""
+    plan, log = b.plan, b.log
     steps = {name: plan.steps(count) for name, count in cost.STEPS.items()}
-    pairs, *_ = demo_feedback.pairs(plan, b.log)
-    right, asked = plan.out / "difficulty" / "right.jsonl", plan.rows("rl")
-    chains = sets.full_chains(plan, b.folder)
-    start = measure.accuracy(b.at("start"))
-    found = Found({"start": start})
+    learned, more = sets.annotated(plan, "sft"), sets.annotated(plan, "rl")
+    first = partial(arms.from_base, plan, learned, steps=plan.steps(cost.START_STEPS))
+    found = Found({START: b.learn(START, (sft.run, first))})
+    start = b.folder / START / "learn" / "model"
+    difficulty, judge, score = (b.folder / name for name in ("difficulty", "judge", "reward"))
+    sorting.run(demo_stages.sorting(plan, start, difficulty), log)
+    judging.run(demo_feedback.comparing(plan, start, judge), log)
+    pairs, batch, held_out = demo_feedback.pairs(plan, judge, log)
+    epochs = demo_feedback.EPOCHS
+    reward.run(arms.scoring(plan, pairs, start, score, epochs=epochs, batch=batch, held_out=held_out), log)
     trains: Mapping[str, How] = {
-        "full": (sft.run, partial(arms.more_sft, plan, chains)),
-        "rejection": (sft.run, partial(arms.more_sft, plan, right)),
-        "grpo": (grpo.run, partial(arms.reinforced, plan, asked, arms.tuned(plan))),
-        "dpo": (dpo.run, partial(arms.preferring, plan, pairs)),
-        "ppo": (ppo.run, partial(arms.rewarded, plan)),
+        "full": (sft.run, partial(arms.more_sft, plan, more, start)),
+        "rejection": (sft.run, partial(arms.more_sft, plan, difficulty / "right.jsonl", start)),
+        "grpo": (grpo.run, partial(arms.reinforced, plan, plan.rows("rl"), start)),
+        "dpo": (dpo.run, partial(arms.preferring, plan, pairs, start)),
+        "ppo": (ppo.run, partial(arms.rewarded, plan, score / "model", start)),
     }
     for name, (run, config) in trains.items():
         found.arms[name] = b.learn(name, (run, partial(config, steps=steps[name])))
-    difficulty, judge, score = (plan.out / name for name in ("difficulty", "judge", "reward"))
-    sampled, verdicts = cost.sorting(difficulty, b.prompt, start["length"]), cost.judging(judge)
+    sampled, verdicts = cost.sorting(difficulty, b.prompt, found.arms[START]["length"]), cost.judging(judge)
     scores = cost.counted(score, b.prompt)
     found.arms["rejection"] |= measure.took(sampled, difficulty, before=BESIDE)
     found.arms["dpo"] |= measure.took(verdicts, judge, before=BESIDE)
     found.arms["ppo"] |= measure.took(verdicts + scores, judge, score, before=BESIDE)
-    compared = [(name, "start") for name in trains] + [(name, "full") for name in trains if name != "full"]
-    found.differences += measure.differences(b.places("start", *trains), compared)
+    compared = [(name, START) for name in trains] + [(name, "full") for name in trains if name != "full"]
+    found.differences += measure.differences(b.places(START, *trains), compared)
     told, _ = sift_pairs(pairs)
     found.facts = {"pairs": len(told), "pairs_from": told[0].source, "prompt": b.prompt}
+    found.facts |= {"chains": len(read_jsonl(learned)), "more": len(read_jsonl(more))}
     return found
 
 
@@ -129,11 +137,12 @@ def narratives(b: Bench) -> Found:
 def pairs_needed(b: Bench) -> Found:
     """(d) Reward models and DPO from 64, 256 and all pairs, in as many steps."""
     plan, log, steps = b.plan, b.log, b.plan.steps(PAIR_STEPS)
-    source, batch, held_out = demo_feedback.pairs(plan, log)
-    held_out = max(held_out, HELD_OUT)
+    source, batch, held_out = demo_feedback.pairs(plan, plan.out / "judge", log)
+    held_out, start = max(held_out, HELD_OUT), arms.tuned(plan)
     folders = {"all": b.folder / "all" / "reward"}
     about = round((1 - held_out) * len(sift_pairs(source)[0]))  # are learned from; the split decides
-    first = arms.scoring(plan, source, folders["all"], arms.epochs(steps, batch, about), batch, held_out)
+    scoring = partial(arms.scoring, plan, start=start, batch=batch, held_out=held_out)
+    first = scoring(rows=source, out=folders["all"], epochs=arms.epochs(steps, batch, about))
     made = reward.run(first, log)["steps"]
     sizes = sets.fewer_pairs(source, folders["all"] / "scores.jsonl", b.folder, plan.seed)
     found = Found({"start": measure.accuracy(b.at("start"))})
@@ -141,8 +150,8 @@ def pairs_needed(b: Bench) -> Found:
         if name != "all":
             folders[name] = b.folder / name / "reward"
             own = arms.epochs(made, batch, count)
-            reward.run(arms.scoring(plan, to_score, folders[name], own, batch, held_out), log)
-        found.arms[name] = b.learn(name, (dpo.run, partial(arms.preferring, plan, to_prefer, steps=steps)))
+            reward.run(scoring(rows=to_score, out=folders[name], epochs=own), log)
+        found.arms[name] = b.learn(name, (dpo.run, partial(arms.preferring, plan, to_prefer, start, steps=steps)))
         found.arms[name] |= measure.ranked(folders[name]) | {"pairs": count}
         found.arms[name] |= measure.took(cost.counted(folders[name], b.prompt), folders[name], before="reward_")
     fewest, *more = sizes

@@ -19,7 +19,8 @@ from longtake.log.files import write_jsonl, writing
 from longtake.sim import judging, make, rows
 from longtake.sim.scenes import KINDS, Scene, keyed
 
-SLIPPED, STYLED = 30, 31  # keys of what is drawn here; sim.make has its own
+STYLED = 31  # key of what is drawn here; sim.make has its own
+NOTED = 16  # frames of 64
 THIRDS = ("hard", "medium", "easy")
 SIZES = (64, 256)  # pairs to learn from, beside all there are
 
@@ -38,13 +39,9 @@ def films(plan: Plan, split: str) -> list[tuple[str, str, Scene]]:
     return [(f"{split}-{n}", f"../films/{split}-{n}.mp4", story) for n, story in enumerate(stories)]
 
 
-def full_chains(plan: Plan, folder: Path) -> Path:
-    """The careful annotator's chain to every question of RL, with as many slips as in the demo's SFT."""
-    found = []
-    for number, (name, film, story) in enumerate(films(plan, "rl")):
-        answer = rows.chain(story, "full", keyed(plan.seed, SLIPPED, number), rows.SLIPS)
-        found.append(rows.question_row(name, film, story, answer=answer))
-    return written(folder, "full", found)
+def annotated(plan: Plan, split: str) -> Path:
+    """Chains of an annotator who sees NOTED frames a film, those that end right."""
+    return make.make_annotated_rows(plan.out, plan.seed, plan.films(), split, NOTED)
 
 
 def answers_alone(plan: Plan, folder: Path) -> Path:

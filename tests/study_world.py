@@ -34,6 +34,9 @@ def judged_row(number: int, right: int, better: int | None, *, outcome: str, sai
     }  # fmt: skip
 
 
+CONSISTENT = [judged_row(n, 0, 0, outcome="kept") for n in range(4)]
+
+
 def judge(folder: Path, rows: list[dict[str, Any]]) -> None:
     numbers = {"accuracy_all": 0.75, "accuracy_verdicts": 0.8, "accuracy": 0.9, "accuracy_all_n": 4, "flip_rate": 0.1}
     counts = {"slot_a": None, "pairs": 4, "kept": 3, "ties": 0, "flipped": 1, "tokens_in": 1000, "tokens_out": 200}
@@ -42,6 +45,16 @@ def judge(folder: Path, rows: list[dict[str, Any]]) -> None:
     write(folder / "judged.jsonl", rows)
     asked = {"tokens_in": PROMPT, "said": [{"tokens": ANSWER}] * 4}
     write(folder / "asked" / "policy.jsonl", [asked] * 8)
+
+
+def sort(folder: Path, questions: Path) -> None:
+    asked = read_jsonl(questions)
+    for name, part, rate in (("hard", asked[:2], 0.0), ("medium", asked[2:6], 0.5), ("easy", asked[6:], 1.0)):
+        write(folder / f"{name}.jsonl", [row | {"pass_rate": rate} for row in part])
+    answer = {"role": "assistant", "content": "<think> so red </think> <answer> red </answer>"}
+    told = [row | {"messages": [*row["messages"], answer]} for row in asked]
+    write(folder / "right.jsonl", told)
+    dumped(folder / "summary.json", {"questions": 8, "answers": 10, "medium": 4})
 
 
 def evaluated(folder: Path, frames: int, right: int, count: int = 8) -> None:
@@ -56,14 +69,8 @@ def demo(out: Path) -> Plan:
     plan = Plan(out / str(SEED), SEED, 0.01, 1)
     folder = plan.out
     make.make_rows(folder, SEED, plan.films(), 2)
-    asked = read_jsonl(folder / "rows" / "rl.jsonl")
-    for name, part, rate in (("hard", asked[:2], 0.0), ("medium", asked[2:6], 0.5), ("easy", asked[6:], 1.0)):
-        write(folder / "difficulty" / f"{name}.jsonl", [row | {"pass_rate": rate} for row in part])
-    answer = {"role": "assistant", "content": "<think> so red </think> <answer> red </answer>"}
-    told = [row | {"messages": [*row["messages"], answer]} for row in asked]
-    write(folder / "difficulty" / "right.jsonl", told)
-    dumped(folder / "difficulty" / "summary.json", {"questions": 8, "answers": 10, "medium": 4})
-    judge(folder / "judge", [judged_row(n, 0, 0, outcome="kept") for n in range(4)])
+    sort(folder / "difficulty", plan.rows("rl"))
+    judge(folder / "judge", CONSISTENT)
     judge(
         folder / "judge_plain",
         [
@@ -106,6 +113,11 @@ class Pretended:
         if not (config.out / "summary.json").exists():
             if self.killed_at and self.killed_at == config.out.parent.name:
                 raise KeyboardInterrupt
+            if stage == "judge":
+                judge(config.out, CONSISTENT)
+                return {}
+            if stage == "difficulty":
+                sort(config.out, config.rows)
             values = config.model_dump(mode="json")
             self.leave(config.out, stage, values, values.get("steps", 5))
             self.made.append(config.out)

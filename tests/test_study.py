@@ -20,10 +20,11 @@ from longtake.cli import demo_feedback, demo_stages
 from longtake.errors import UserError
 from longtake.eval import command as evaluation
 from longtake.log import Log, read_json, read_jsonl
-from longtake.recipes import dpo, grpo, ppo, reward, sft
+from longtake.recipes import difficulty, dpo, grpo, judge, ppo, reward, sft
 from longtake.sim import rows as sim
 
 RECIPES = {"sft": sft, "grpo": grpo, "dpo": dpo, "ppo": ppo, "reward": reward}
+SORTING = {"difficulty": difficulty, "judge": judge}
 OWN = {"rows", "out", "steps", "epochs", "video", "held_out", "gate"}  # what an arm may have of its own
 OWN |= {"batch", "questions"}  # of few rows there are fewer
 NEAR = 0.04  # relative: half a step of the arm whose steps are dearest
@@ -32,7 +33,7 @@ NEAR = 0.04  # relative: half a step of the arm whose steps are dearest
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     world = Pretended()
-    for name, recipe in RECIPES.items():
+    for name, recipe in (RECIPES | SORTING).items():
         monkeypatch.setattr(recipe, "run", lambda config, log, stage=name: world.train(stage, config))
     monkeypatch.setattr(evaluation, "run", lambda config, log: world.evaluate(config))
     monkeypatch.setattr(study, "whole", lambda plan: True)
@@ -53,7 +54,7 @@ def test_every_row_of_the_study_runs_and_says_what_it_came_to(tmp_path: Path, pr
     assert ran(tmp_path, say=told.append) == []
     found = {letter: result(tmp_path, letter) for letter in study_rows.ROWS}
     assert {letter: list(one["arms"]) for letter, one in found.items()} == {
-        "a": ["start", "full", "rejection", "grpo", "dpo", "ppo"],
+        "a": ["annotated", "full", "rejection", "grpo", "dpo", "ppo"],
         "b": ["with", "without"],
         "c": ["narrative", "plain"],
         "d": ["start", "all"],
@@ -62,7 +63,7 @@ def test_every_row_of_the_study_runs_and_says_what_it_came_to(tmp_path: Path, pr
     }
     assert "(a) grpo: 62.5% sampled, 75.0% greedy, 3 s" in told
     trained = [folder.relative_to(plan.out).as_posix() for folder in pretended.made]
-    assert trained[:6] == [f"a/{name}/learn" for name in ("full", "rejection", "grpo", "dpo", "ppo")] + [
+    assert trained[:7] == [f"a/{name}/learn" for name in ("annotated", "full", "rejection", "grpo", "dpo", "ppo")] + [
         "b/without/learn"
     ]
     apart = {(d["arm"], d["against"], d["measure"]): d["value"] for d in found["a"]["differences"]}
@@ -154,14 +155,14 @@ def test_arms_have_the_demos_settings(tmp_path: Path, pretended: Pretended) -> N
     ):
         stage(plan, Log())
     known = {name: pretended.asked[plan.out / name].model_dump() for name in RECIPES}
-    asked, out = plan.rows("rl"), tmp_path / "out"
-    pairs, batch, held_out = demo_feedback.pairs(plan, Log())
+    asked, start, out = plan.rows("rl"), study_arms.tuned(plan), tmp_path / "out"
+    pairs, batch, held_out = demo_feedback.pairs(plan, plan.out / "judge", Log())
     ours = {
         "sft": study_arms.from_base(plan, plan.rows("sft"), out, 7),
-        "grpo": study_arms.reinforced(plan, asked, study_arms.tuned(plan), out, 7),
-        "dpo": study_arms.preferring(plan, pairs, out, 7),
-        "ppo": study_arms.rewarded(plan, out, 7),
-        "reward": study_arms.scoring(plan, pairs, out, 3.0, batch, held_out),
+        "grpo": study_arms.reinforced(plan, asked, start, out, 7),
+        "dpo": study_arms.preferring(plan, pairs, start, out, 7),
+        "ppo": study_arms.rewarded(plan, plan.out / "reward" / "model", start, out, 7),
+        "reward": study_arms.scoring(plan, pairs, start, out, epochs=3.0, batch=batch, held_out=held_out),
     }
     for name, config in ours.items():
         differ = {
@@ -181,7 +182,7 @@ def test_arms_have_the_demos_settings(tmp_path: Path, pretended: Pretended) -> N
     assert (whole.questions, whole.group_size, whole.epochs) == sizes
 
 
-def test_steps_cost_what_80_of_grpo_cost() -> None:
+def test_steps_cost_what_those_of_grpo_cost() -> None:
     assert study_cost.equal_steps() == study_cost.STEPS
     assert study_cost.STEPS["grpo"] == study_cost.GRPO_STEPS
     whole = {name: (once + step * study_cost.STEPS[name]).cost for name, (once, step) in study_cost.nominal().items()}

@@ -22,18 +22,19 @@ ABOUT = {
     "versions": {"python": "3", "torch": "2", "transformers": "5"},
 }
 ARMS = {
-    "a": ("start", "full", "rejection", "grpo", "dpo", "ppo"), "b": ("with", "without"), "c": ("narrative", "plain"),
+    "a": ("annotated", "full", "rejection", "grpo", "dpo", "ppo"),
+    "b": ("with", "without"), "c": ("narrative", "plain"),
     "d": ("start", "64", "256", "all"), "e": ("plain", "curriculum", "objects"),
     "f": ("start", "base", "all", "hard", "no_sft"),
 }  # fmt: skip
 PAIRS = {
-    "a": [("grpo", "start"), ("grpo", "full"), ("dpo", "full")], "b": [("with", "without")],
+    "a": [("grpo", "annotated"), ("grpo", "full"), ("dpo", "full")], "b": [("with", "without")],
     "c": [("narrative", "plain")], "d": [("all", "64"), ("64", "start")], "e": [("curriculum", "plain")],
     "f": [("hard", "all"), ("no_sft", "base")],
 }  # fmt: skip
 MEASURES = {"b": ("sampled_slope", "greedy_slope"), "c": ("accuracy_all", "accuracy_verdicts")}
 FACTS = {
-    "a": {"pairs": 900, "pairs_from": "judge"}, "c": {"events_right": 0.99, "films_right": 0.9},
+    "a": {"pairs": 900, "pairs_from": "judge", "chains": 1200, "more": 480}, "c": {"events_right": 0.99, "films_right": 0.9},
     "f": {part: {"from": 0.1, "to": 0.4} for part in ("easy", "medium", "hard")},
 }  # fmt: skip
 
@@ -194,7 +195,7 @@ def test_a_row_that_is_run_again_is_compared_but_for_seconds(out: Path) -> None:
 def test_the_page_says_what_was_gained_and_what_was_not(out: Path) -> None:
     found = gather(out)
     said = study_page.answers(found)
-    assert "- **(a) equal compute: gain.**\n  - GRPO − SFT, full chains: sampled +5.0 [+2.2, +7.8] gain; greedy" in said
+    assert "- **(a) equal compute: gain.**\n  - GRPO − SFT, more chains: sampled +5.0 [+2.2, +7.8] gain; greedy" in said
     assert "too easy" not in said
     for letter in "ab":
         for seed in SEEDS:

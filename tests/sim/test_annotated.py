@@ -21,13 +21,13 @@ SEED, FILMS, FRAMES = 5, 200, 16
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("demo")
-    make_annotated_rows(made, SEED, {"sft": FILMS}, FRAMES)
+    make_annotated_rows(made, SEED, {"sft": FILMS}, "sft", FRAMES)
     return made / "rows"
 
 
 def test_what_few_frames_show_and_what_follows(folder: Path) -> None:
     told = scenes(SEED, "sft", FILMS)
-    examples = read_examples(folder / "annotated.jsonl")
+    examples = read_examples(folder / "annotated-sft.jsonl")
     frames, overlooked = looked_at(FramePolicy(frames=FRAMES)), 0
     for example in examples:
         story = told[int(example.question.id.removeprefix("sft-"))]
@@ -49,7 +49,7 @@ def test_what_few_frames_show_and_what_follows(folder: Path) -> None:
 
 def test_kept_is_what_ends_right(folder: Path) -> None:
     told = scenes(SEED, "sft", FILMS)
-    assert len(read_examples(folder / "annotated.jsonl")) / FILMS == ceiling(told, FRAMES)
+    assert len(read_examples(folder / "annotated-sft.jsonl")) / FILMS == ceiling(told, FRAMES)
 
 
 def test_who_sees_everything_writes_the_full_chain() -> None:
@@ -59,5 +59,5 @@ def test_who_sees_everything_writes_the_full_chain() -> None:
 
 
 def test_the_same_seed_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    make_annotated_rows(tmp_path, SEED, {"sft": FILMS}, FRAMES)
-    assert (tmp_path / "rows" / "annotated.jsonl").read_bytes() == (folder / "annotated.jsonl").read_bytes()
+    again = make_annotated_rows(tmp_path, SEED, {"sft": FILMS}, "sft", FRAMES)
+    assert again.read_bytes() == (folder / "annotated-sft.jsonl").read_bytes()

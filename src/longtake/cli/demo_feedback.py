@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from longtake.cli.demo_stages import ANSWER, FULL, ROOMY, Plan, evaluated
 from longtake.log import Log, read_json
@@ -24,6 +25,7 @@ from longtake.train.judge_settings import Context, Judge
 from longtake.train.settings import Optim
 
 REFEREE_STEPS, PPO_STEPS = 500, 40
+EPOCHS = 4  # of the reward model
 REPLY = 48  # tokens: a verdict with its reasons
 LOOK = 16  # frames that the referee sees: a judge who saw all that the policy does would need no narrative
 FEW, BATCH, HELD_OUT = 100, 32, 0.15  # of pairs: too few to learn from; a step; share of films
@@ -48,29 +50,25 @@ def referee(plan: Plan, log: Log) -> None:
     )  # fmt: skip
 
 
-def compare(name: str, context: Context) -> Callable[[Plan, Log], None]:
-    """Four answers to every question of the RL films, neighbours compared."""
-
-    def stage(plan: Plan, log: Log) -> None:
-        told = context
-        if context.kind == "narrative":
-            told = context.model_copy(update={"captioner": str(plan.out / "base" / "model")})
-        judge.run(
-            judge.Config(
-                rows=plan.rows("rl"), model=str(plan.out / "sft" / "model"), out=plan.out / name, seed=plan.seed,
-                answers=4, max_tokens=ANSWER, batch=50, video=plan.video(64),
-                prompts=plan.out / "rows" / "prompts.yaml",
-                context=told, judge=Judge(model=str(plan.out / "referee" / "model"), frames=LOOK, max_tokens=REPLY),
-            ),
-            log,
-        )  # fmt: skip
-
-    return stage
+def compare(name: str, kind: Literal["narrative", "none"]) -> Callable[[Plan, Log], None]:
+    """The SFT model's answers."""
+    return lambda plan, log: judge.run(comparing(plan, plan.out / "sft" / "model", plan.out / name, kind), log)
 
 
-def pairs(plan: Plan, log: Log) -> tuple[Path, int, float]:
+def comparing(plan: Plan, model: Path, out: Path, kind: Literal["narrative", "none"] = "narrative") -> judge.Config:
+    """Four answers of `model` to every question of the RL films, neighbours compared."""
+    narrative = Context(captioner=str(plan.out / "base" / "model"), clips=4, clip_frames=16, max_tokens=12)
+    return judge.Config(
+        rows=plan.rows("rl"), model=str(model), out=out, seed=plan.seed,
+        answers=4, max_tokens=ANSWER, batch=50, video=plan.video(64), prompts=plan.out / "rows" / "prompts.yaml",
+        context=narrative if kind == "narrative" else Context(kind="none"),
+        judge=Judge(model=str(plan.out / "referee" / "model"), frames=LOOK, max_tokens=REPLY),
+    )  # fmt: skip
+
+
+def pairs(plan: Plan, judged: Path, log: Log) -> tuple[Path, int, float]:
     """(file of pairs, pairs a step, share of films held out); the simulator's pairs where the judge kept too few."""
-    file, kept = plan.out / "judge" / "pairs.jsonl", read_json(plan.out / "judge" / "summary.json")["kept"]
+    file, kept = judged / "pairs.jsonl", read_json(judged / "summary.json")["kept"]
     if kept >= FEW:
         return file, BATCH, HELD_OUT
     log.note(f"the judge kept {kept} pairs: the simulator's own right and wrong answers take their place")
@@ -79,11 +77,11 @@ def pairs(plan: Plan, log: Log) -> tuple[Path, int, float]:
 
 def score(plan: Plan, log: Log) -> None:
     """A reward model from the pairs that the judge kept."""
-    file, batch, held_out = pairs(plan, log)
+    file, batch, held_out = pairs(plan, plan.out / "judge", log)
     reward.run(
         reward.Config(
             rows=file, model=str(plan.out / "sft" / "model"), out=plan.out / "reward", seed=plan.seed,
-            epochs=4, batch=batch, held_out=held_out, video=plan.video(64), adapter=LORA, memory=ROOMY,
+            epochs=EPOCHS, batch=batch, held_out=held_out, video=plan.video(64), adapter=LORA, memory=ROOMY,
             optim=Optim(lr=7e-4, warmup=5, schedule="linear"),
         ),
         log,
@@ -92,7 +90,7 @@ def score(plan: Plan, log: Log) -> None:
 
 def prefer(plan: Plan, log: Log) -> None:
     """DPO on the same pairs."""
-    file, batch, held_out = pairs(plan, log)
+    file, batch, held_out = pairs(plan, plan.out / "judge", log)
     dpo.run(
         dpo.Config(
             rows=file, model=str(plan.out / "sft" / "model"), out=plan.out / "dpo", seed=plan.seed,
@@ -120,8 +118,7 @@ def reinforce(plan: Plan, log: Log) -> None:
 
 STAGES: Mapping[str, Callable[[Plan, Log], None]] = {
     "judge_rows": rows, "referee": referee,
-    "judge": compare("judge", Context(clips=4, clip_frames=16, max_tokens=12)),
-    "judge_plain": compare("judge_plain", Context(kind="none")),
+    "judge": compare("judge", "narrative"), "judge_plain": compare("judge_plain", "none"),
     "reward": score, "dpo": prefer, "ppo": reinforce,
     "eval_dpo": evaluated("dpo"), "eval_ppo": evaluated("ppo"),
 }  # fmt: skip

@@ -100,12 +100,14 @@ def tune(plan: Plan, log: Log) -> None:
 
 def sort(plan: Plan, log: Log) -> None:
     """Questions of medium difficulty for RL."""
-    difficulty.run(
-        difficulty.Config(
-            rows=plan.rows("rl"), model=str(plan.out / "sft" / "model"), out=plan.out / "difficulty", seed=plan.seed,
-            answers=10, max_tokens=ANSWER, batch=50, video=plan.video(64),
-        ),
-        log,
+    difficulty.run(sorting(plan, plan.out / "sft" / "model", plan.out / "difficulty"), log)
+
+
+def sorting(plan: Plan, model: Path, out: Path) -> difficulty.Config:
+    """Ten answers of `model` to every question of the RL films."""
+    return difficulty.Config(
+        rows=plan.rows("rl"), model=str(model), out=out, seed=plan.seed,
+        answers=10, max_tokens=ANSWER, batch=50, video=plan.video(64),
     )  # fmt: skip
 
 

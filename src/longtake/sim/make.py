@@ -7,7 +7,7 @@ rows/rl.jsonl  gate.jsonl  test.jsonl      questions; every split has films of i
 rows/judge.jsonl           what the stand-in for a judge learns, on films of split sft and on stories in words
 rows/judge_gate.jsonl      pairs to judge, one a film of split gate
 rows/prompts.yaml          the words that judge is asked in
-rows/annotated.jsonl       chains of an annotator who sees few frames, those that end right, on films of split sft
+rows/annotated-<split>.jsonl     chains of an annotator who sees few frames, those that end right
 rows/objects.jsonl         extra data: short questions on single events and objects, on films of split sft
 """
 
@@ -104,11 +104,13 @@ def make_judge_rows(folder: Path, seed: int, counts: Mapping[str, int], steps: i
     write_jsonl(folder / "rows" / "judge.jsonl", judging.judge_rows(_told(seed, "sft", counts), seed, JUDGED, steps))
 
 
-def make_annotated_rows(folder: Path, seed: int, counts: Mapping[str, int], frames: int) -> None:
-    """Writes annotated.jsonl; the annotator sees `frames` a film."""
-    policy = FramePolicy(frames=frames)
-    found = [rows.annotated_row(f"sft-{n}", film, s, policy) for n, (film, s) in enumerate(_told(seed, "sft", counts))]
-    write_jsonl(folder / "rows" / "annotated.jsonl", [row for row in found if row])
+def make_annotated_rows(folder: Path, seed: int, counts: Mapping[str, int], split: str, frames: int) -> Path:
+    """Writes annotated-<split>.jsonl; the annotator sees `frames` a film."""
+    policy, told = FramePolicy(frames=frames), _told(seed, split, counts)
+    found = [rows.annotated_row(f"{split}-{n}", film, story, policy) for n, (film, story) in enumerate(told)]
+    file = folder / "rows" / f"annotated-{split}.jsonl"
+    write_jsonl(file, [row for row in found if row])
+    return file
 
 
 def make_object_rows(folder: Path, seed: int, counts: Mapping[str, int]) -> None:
