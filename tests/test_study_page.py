@@ -34,7 +34,8 @@ PAIRS = {
 }  # fmt: skip
 MEASURES = {"b": ("sampled_slope", "greedy_slope"), "c": ("accuracy_all", "accuracy_verdicts")}
 FACTS = {
-    "a": {"pairs": 900, "pairs_from": "judge", "chains": 1200, "more": 480}, "c": {"events_right": 0.99, "films_right": 0.9},
+    "a": {"pairs": 900, "pairs_from": "judge", "chains": 1200, "more": 480},
+    "c": {"events_right": 0.99, "films_right": 0.9},
     "f": {part: {"from": 0.1, "to": 0.4} for part in ("easy", "medium", "hard")},
 }  # fmt: skip
 
