@@ -33,17 +33,17 @@ from longtake.train.step import Goal, Objective, Passes, ScalarObjective, backwa
 
 RESULT = Path("bench/results/pairs.json")
 FOLDER = Path("out/bench/pairs")
-PREFIXES = (512, 2048, 8192)
-ANSWER, RUNS, AGREE = 256, 5, 1e-3
+SIZES = ((512, 256), (2048, 64), (2048, 256), (8192, 256))  # tokens of the prefix and of an answer
+RUNS, AGREE = 7, 1e-3
 SECOND = "again:"  # before a handle: the same film in a row of its own
 
 
-def rows(prompt: Prompt, loss: str) -> dict[str, PrefixRow]:
+def rows(prompt: Prompt, answer: int, loss: str) -> dict[str, PrefixRow]:
     """The pair as one group of two answers, and as two groups of one."""
     random = torch.Generator().manual_seed(0)
-    ids = [tuple(torch.randint(90, 120, (ANSWER,), generator=random).tolist()) for _ in range(2)]
-    weight = [1.0] * ANSWER if loss == "dpo" else [0.0] * (ANSWER - 1) + [1.0]
-    old = [[-3.0] * ANSWER, [-3.1] * ANSWER]
+    ids = [tuple(torch.randint(90, 120, (answer,), generator=random).tolist()) for _ in range(2)]
+    weight = [1.0] * answer if loss == "dpo" else [0.0] * (answer - 1) + [1.0]
+    old = [[-3.0] * answer, [-3.1] * answer]
     alone = replace(prompt, features=f"{SECOND}{prompt.features}")
     return {
         "shared": pack([prompt], [ids], [[weight, weight]], [old]),
@@ -63,27 +63,27 @@ def timed(
 ) -> tuple[float, float]:
     """(seconds of the update, norm of its gradient)."""
     start = perf_counter()
-    backward(scene.model, features, row, goal(loss), Passes("graph", answer_tokens=2 * ANSWER))
+    backward(scene.model, features, row, goal(loss), Passes("graph", answer_tokens=len(row.answer_R)))
     seconds = perf_counter() - start
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in scene.params if p.grad is not None]))
     scene.optimizer.zero_grad(set_to_none=True)
     return seconds, norm
 
 
-def measure(prefix: int, log: Log) -> list[dict[str, Any]]:
+def measure(prefix: int, answer: int, log: Log) -> list[dict[str, Any]]:
     """A line for each loss. Raises ValueError if the two ways do not compute the same."""
     world = build(FOLDER, Shape(), (prefix // TOKENS,))
-    scene = opened(world, prefix // TOKENS, 2, ANSWER)
+    scene = opened(world, prefix // TOKENS, 2, answer)
     scene.model.end_ids = NEVER
     add_head(scene.model)
     found = []
-    with scene.touched(FOLDER / "touched", Clock()), log.progress(f"prefix {prefix}", 2 * (RUNS + 1)) as done:
+    with scene.touched(FOLDER / "touched", Clock()), log.progress(f"{prefix} and {answer}", 2 * (RUNS + 1)) as done:
 
         def features(handles: list[str]) -> list[Features]:
             return scene.features([handle.removeprefix(SECOND) for handle in handles])
 
         for loss in ("dpo", "reward"):
-            ways = rows(scene.prompt, loss)
+            ways = rows(scene.prompt, answer, loss)
             took: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(RUNS + 1):
                 norms = []
@@ -95,15 +95,15 @@ def measure(prefix: int, log: Log) -> list[dict[str, Any]]:
                     raise ValueError(f"{loss} at {prefix}: gradient norms {norms} differ")
                 done.advance()
             shared, two = (median(own[1:]) for own in took.values())
-            line = {"loss": loss, "prefix": prefix, "answer": ANSWER, "shared_s": shared, "two_rows_s": two}
+            line = {"loss": loss, "prefix": prefix, "answer": answer, "shared_s": shared, "two_rows_s": two}
             found.append(line | {"ratio": shared / two, "norm": norms[1], "runs": RUNS})
-            log.say(f"{loss} at {prefix} tokens: {shared:.2f} s shared, {two:.2f} s in two rows: {shared / two:.2f}")
+            log.say(f"{loss} at {prefix} + {answer}: {shared:.2f} s shared, {two:.2f} in two rows: {shared / two:.2f}")
     return found
 
 
 def main() -> None:
     log = Log()
-    lines = [line for prefix in PREFIXES for line in measure(prefix, log)]
+    lines = [line for prefix, answer in SIZES for line in measure(prefix, answer, log)]
     write_json_atomic(
         RESULT,
         {"machine": machine(), "versions": versions(), "date": datetime.now(UTC).date().isoformat(), "rows": lines},

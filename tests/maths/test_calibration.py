@@ -64,6 +64,8 @@ def test_nothing_to_say():
     assert length_correlation([1, 2, 3], [1, 2, 4]) is None
     assert length_correlation([5, 5, 5, 5], [1, 2, 3, 4]) is None
     assert length_correlation([1, 2, 3, 4], [0.5] * 4) is None
+    assert length_correlation([1, 2, 3, 4], [0.0, 1e-200, 0.0, 2e-200]) is None, "their squares are 0"
+    assert length_correlation([1, 2, 3, 4], [0.0, float("nan"), 1.0, 2.0]) is None
 
 
 def test_a_straight_line_is_sure():

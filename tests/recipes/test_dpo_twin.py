@@ -39,13 +39,7 @@ PLAIN = {
 CASES = [("dpo", "lora"), ("dpo", "alora"), ("ipo", "full"), ("simpo", "lora")]
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    """As in test_twin."""
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.fixture

@@ -36,13 +36,7 @@ from longtake.train.memory import Memory
 EXACT = 1e-10
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    """Rewards and draws in float64 too."""
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import atanh, sqrt, tanh
-from statistics import NormalDist, fmean, stdev
+from math import atanh, isfinite, sqrt, tanh
+from statistics import NormalDist, StatisticsError, fmean, stdev
 from statistics import correlation as pearson
 
 
@@ -98,8 +98,9 @@ def calibration_error(found: Sequence[Bin]) -> float:
 
 
 def length_correlation(lengths: Sequence[float], scores: Sequence[float], confidence: float = 0.95) -> Estimate | None:
-    """Pearson's correlation with Fisher's interval: how far scores follow lengths. None below 4 or if one is constant.
+    """Pearson's correlation with Fisher's interval: how far scores follow lengths.
 
+    None below 4, and if one of them is too close to constant or not finite.
     Differences within pairs, chosen - rejected of both, leave out what a question does to length and score alike.
     """
     n = len(lengths)
@@ -107,7 +108,13 @@ def length_correlation(lengths: Sequence[float], scores: Sequence[float], confid
         raise ValueError(f"need as many scores as lengths, got {len(scores)} and {n}")
     if n < 4 or len(set(lengths)) == 1 or len(set(scores)) == 1:
         return None
-    value = min(max(pearson(lengths, scores), -1.0), 1.0)
+    try:
+        found = pearson(lengths, scores)
+    except StatisticsError:  # of numbers so close that their spread underflows
+        return None
+    if not isfinite(found):
+        return None
+    value = min(max(found, -1.0), 1.0)
     if abs(value) == 1:
         return Estimate(value, value, value, n)
     half = _z(confidence) / sqrt(n - 3)

@@ -29,7 +29,7 @@ from longtake.train.settings import Dtype, Optim, Video
 if TYPE_CHECKING:
     from longtake.train.preference import Pairs, Reference
     from longtake.train.session import Session
-    from longtake.train.step import Objective, Sums
+    from longtake.train.step import Objective
 
 
 class Config(Settings):
@@ -94,8 +94,9 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             sums = backward_items(session, items, objective, tokens)
             norm = session.step(sums.tokens, config.optim, steps)
         session.progress = replace(session.progress, step=step + 1, taken=session.progress.taken + config.batch)
-        numbers = {"loss": sums.loss / sums.tokens, **told(sums), "grad_norm": norm}
-        numbers["lr"] = config.optim.rate(step, steps)
+        numbers = {"loss": sums.loss / sums.tokens, **preference.told(sums), "grad_norm": norm}
+        numbers |= {"lr": config.optim.rate(step, steps), "tokens": sums.watched["tokens"]}
+        numbers["entropy"] = sums.entropy / sums.watched["tokens"]
         last = step + 1 == steps or (step + 1) % config.checkpoint_every == 0
         if last and pairs.held:
             numbers |= {f"held_{name}": x for name, x in look_at(session, pairs, config, reference, log).items()}
@@ -135,10 +136,3 @@ def look_at(session: Session, pairs: Pairs, config: Config, reference: Reference
                 margins.append(config.beta * (chosen - rejected))
     right = sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins)
     return {"accuracy": right, "margin": sum(margins) / len(margins)}
-
-
-def told(sums: Sums) -> dict[str, float]:
-    """What the loss watches, by the names of metrics.jsonl."""
-    names = {"right": "accuracy", "margin": "margin", "chosen": "reward_chosen", "rejected": "reward_rejected"}
-    means, tokens = sums.watched_means(), sums.watched["tokens"]
-    return {name: means[key] for key, name in names.items()} | {"entropy": sums.entropy / tokens, "tokens": tokens}

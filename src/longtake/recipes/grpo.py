@@ -105,7 +105,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     rows = policy.read_questions(config.rows, config.questions, reward, config.video, log)
     session, memory = open_session(config, log), config.memory
     with log.phase("load"):
-        models = scorers(reward.models, session.model, session.films.features, memory.row_tokens, memory.answer_tokens)
+        limits = memory.row_tokens, memory.answer_tokens
+        models = scorers(reward.models, session.model, session.films.features, *limits, session.prefixes)
     sampler = policy.Sampler(
         decode(session.films, rows, config.video, log), config.questions, config.refill, config.video, reward, heats,
         config.max_tokens, memory.row_tokens, config.seed, models,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from longtake.train.comparing import Reading, Stage
     from longtake.train.ranking import Ranked
     from longtake.train.rows import Item
-    from longtake.train.step import ScalarObjective, Sums
+    from longtake.train.step import ScalarObjective
 
 MAKES = ("summary.json", "scores.jsonl", "model/reward.json")
 
@@ -84,6 +84,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "pairs", "model"} and what train.ranking.measured says of the held-out pairs."""
     from longtake.rewards.model import write
     from longtake.train import comparing
+    from longtake.train.preference import told
     from longtake.train.ranking import measured
     from longtake.train.rows import backward_items
     from longtake.train.session import open_session
@@ -154,12 +155,6 @@ def objective_of(config: Config, reading: Reading, stage: Stage, items: list[Ite
         sign = batch_sign(torch.tensor([score for pair in reading.scores(stage, items) for score in pair]))
     loss = partial(bradley_terry_of_tokens, centring=config.centring, way=way, sign=sign)
     return ScalarObjective(NAME, loss, together=2)
-
-
-def told(sums: Sums) -> dict[str, float]:
-    """What the loss watches, by the names of metrics.jsonl."""
-    names = {"right": "accuracy", "margin": "margin", "chosen": "reward_chosen", "rejected": "reward_rejected"}
-    return {names[name]: value for name, value in sums.watched_means().items()}
 
 
 def row_of(ranked: Ranked, folder: Path) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from statistics import StatisticsError
 
-from longtake.maths.stats import Estimate, length_correlation, paired_difference, share
+from longtake.maths.stats import Estimate, paired_difference, share
 from longtake.report.files import Outcome
 
 LENGTH_BINS = 4  # chain lengths are compared in quarters of what the earlier model wrote
@@ -58,15 +56,6 @@ class Gain:
 
     longer: float
     same: float
-
-
-def correlation(a: Sequence[float], b: Sequence[float]) -> Estimate | None:
-    """length_correlation; None also where numbers are too close or too far apart for it."""
-    try:
-        found = length_correlation(a, b)
-    except StatisticsError:
-        return None
-    return found if found and isfinite(found.value) else None
 
 
 def flips(before: Sequence[Outcome], after: Sequence[Outcome]) -> Flips:

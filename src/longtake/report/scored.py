@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-from longtake.maths.stats import Estimate, calibration, calibration_error, share
+from longtake.maths.stats import Estimate, calibration, calibration_error, length_correlation, share
 from longtake.report import charts, words
-from longtake.report.compare import Change, Panel, correlation
+from longtake.report.compare import Change, Panel
 from longtake.report.files import RewardFile, Run
 from longtake.report.judged import Number
 from longtake.report.pair_cards import Known, PairCard, scored_card
@@ -72,7 +72,7 @@ def _right(rows: Sequence[Scored]) -> Estimate | None:
 def _length(rows: Sequence[Scored]) -> Estimate | None:
     """Correlation of lead and length within pairs, which leaves out what a question does to both."""
     longer = [float(a - b) for a, b in (row.lengths for row in rows)]
-    return correlation(longer, [row.lead for row in rows])
+    return length_correlation(longer, [row.lead for row in rows])
 
 
 def _numbers(
@@ -82,7 +82,7 @@ def _numbers(
     n = accuracy.n if accuracy else told.n
     sure = f"{words.percent(accuracy.low)} to {words.percent(accuracy.high)}, " if accuracy else ""
     lengths = [float(length) for row in rows for length in row.lengths]
-    follows = correlation(lengths, [score for row in rows for score in (row.model_chosen, row.model_rejected)])
+    follows = length_correlation(lengths, [score for row in rows for score in (row.model_chosen, row.model_rejected)])
     r = follows.value if follows else told.length_correlation
     inside = f"correlation; within pairs {words.signed(bias.value)}" if bias else "correlation"
     truth = told.truth

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longtake.maths.stats import Estimate, mean
+from longtake.maths.stats import Estimate, length_correlation, mean
 from longtake.report import charts, lines, words
-from longtake.report.compare import correlation
 from longtake.report.files import Run
 from longtake.report.words import Verdict
 
@@ -113,7 +112,7 @@ def _together(score: charts.Points, *others: charts.Points) -> str:
     for name, other in zip(("true accuracy", "length"), others, strict=True):
         here = dict(other)
         pairs = [(here[step], value) for step, value in score if step in here]
-        r = correlation([a for a, _ in pairs], [b for _, b in pairs])
+        r = length_correlation([a for a, _ in pairs], [b for _, b in pairs])
         if r:
             found.append(f"{words.signed(r.value)} with {name}")
     return f" Over the steps it correlates {words.listed(found)}." if found else ""

@@ -68,7 +68,14 @@ class RewardModel:
 
     @classmethod
     def open(
-        cls, policy: Model, source: str | Path, row_tokens: int = 16384, answer_tokens: int = 2048, *, name: str
+        cls,
+        policy: Model,
+        source: str | Path,
+        row_tokens: int = 16384,
+        answer_tokens: int = 2048,
+        *,
+        name: str,
+        prefixes: PrefixCache | None = None,
     ) -> RewardModel:
         """`beside` where both are adapters on one base, else a second network that reads the policy's features.
 
@@ -76,7 +83,7 @@ class RewardModel:
         """
         folder = find(source)
         if policy.adapter is not None and _base(folder) in _names(policy):
-            return cls.beside(policy, folder, row_tokens, answer_tokens, name=name)
+            return cls.beside(policy, folder, row_tokens, answer_tokens, name=name, prefixes=prefixes)
         model = load_model(folder, str(policy.net.dtype).removeprefix("torch."), policy.net.device)
         _check(policy, model, source)
         model.net.requires_grad_(False)
@@ -135,11 +142,16 @@ class RewardModel:
 
 
 def scorers(
-    sources: Mapping[str, str], policy: Model, features: FeaturesOf, row_tokens: int, answer_tokens: int
+    sources: Mapping[str, str],
+    policy: Model,
+    features: FeaturesOf,
+    row_tokens: int,
+    answer_tokens: int,
+    prefixes: PrefixCache | None = None,
 ) -> dict[str, Scorer]:
     """Reward models by their names in a `rewards.mix.Mix`, ready for groups of the policy's answers."""
     opened = {
-        name: RewardModel.open(policy, source, row_tokens, answer_tokens, name=f"reward{number}")
+        name: RewardModel.open(policy, source, row_tokens, answer_tokens, name=f"reward{number}", prefixes=prefixes)
         for number, (name, source) in enumerate(sources.items())
     }
     return {name: partial(one.scores, features=features) for name, one in opened.items()}

@@ -19,6 +19,7 @@ from longtake.train.keys import batch, keyed
 from longtake.train.rows import Item, read_items
 from longtake.train.session import Session, counted, decode, encode, read_rows
 from longtake.train.settings import Video
+from longtake.train.step import Sums
 from longtake.train.turns import tokens_of
 
 Reference = dict[str, tuple[float, float]]  # pair id → log-probabilities of the chosen and the rejected answer
@@ -107,6 +108,13 @@ def parted(
     learned, held = split(session.films, pairs, video, share, seed)
     check_enough(learned, size, "--rows")
     return Pairs(learned, held, video, seed, size, row_tokens)
+
+
+def told(sums: Sums) -> dict[str, float]:
+    """What a loss over pairs watches, by the names of metrics.jsonl."""
+    names = {"right": "accuracy", "margin": "margin", "chosen": "reward_chosen", "rejected": "reward_rejected"}
+    means = sums.watched_means()
+    return {name: means[key] for key, name in names.items()}
 
 
 def check_enough(learned: Sequence[Pair], size: int, where: str) -> None:
