@@ -52,7 +52,11 @@ def referee(plan: Plan, log: Log) -> None:
 
 def compare(name: str, kind: Literal["narrative", "none"]) -> Callable[[Plan, Log], None]:
     """The SFT model's answers."""
-    return lambda plan, log: judge.run(comparing(plan, plan.out / "sft" / "model", plan.out / name, kind), log)
+
+    def stage(plan: Plan, log: Log) -> None:
+        judge.run(comparing(plan, plan.out / "sft" / "model", plan.out / name, kind), log)
+
+    return stage
 
 
 def comparing(plan: Plan, model: Path, out: Path, kind: Literal["narrative", "none"] = "narrative") -> judge.Config:
