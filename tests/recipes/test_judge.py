@@ -14,7 +14,7 @@ from tests.recipes.killing import Death, killed
 from tests.world import World, metrics, summary, write
 
 from longtake.config import Given, resolve
-from longtake.data.pairs import read_pairs
+from longtake.data.pairs import read_pairs, sift_pairs
 from longtake.errors import UserError
 from longtake.log import read_json, read_jsonl
 from longtake.recipes import judge
@@ -92,6 +92,18 @@ def test_an_untrained_model_judges_nothing_but_all_is_told(world: World, tmp_pat
 def test_words_that_the_judge_does_not_know_are_said(world: World, tmp_path: Path) -> None:
     run(config(world, tmp_path / "run"))
     assert "does not know" in read_json(tmp_path / "run" / "run.json")["notes"][0]
+
+
+def test_a_pair_that_is_sampled_again_is_written_once(
+    world: World, tmp_path: Path, words: Path, opinion: list[str]
+) -> None:
+    done = run(config(world, tmp_path / "run", prompts=words, answers=8))
+    pairs, bad = sift_pairs(tmp_path / "run" / "pairs.jsonl")
+    assert bad == []
+    assert len(pairs) == done["written"] < done["kept"]
+    judged = read_jsonl(tmp_path / "run" / "judged.jsonl")
+    texts = {(row["question_id"], *sorted(one["text"] for one in row["answers"])) for row in judged}
+    assert len(pairs) == len(texts)
 
 
 def test_accuracy_is_the_share_of_right_choices(world: World, tmp_path: Path, words: Path, opinion: list[str]) -> None:

@@ -77,6 +77,11 @@ def questions_of(pairs: Sequence[Pair]) -> list[Question]:
     return list({pair.question.id: pair.question for pair in reversed(pairs)}.values())[::-1]
 
 
+def distinct(pairs: Sequence[Pair]) -> list[Pair]:
+    """The first of every two that ask and say the same: `sift_pairs` would refuse the second."""
+    return list({(pair.question.id, pair.chosen, pair.rejected): pair for pair in reversed(pairs)}.values())[::-1]
+
+
 def write_pair(pair: Pair, folder: Path) -> dict[str, Any]:
     """The pair as a TRL preference row, conversational with its prompt, for a file in `folder`: paths are relative.
 

@@ -100,8 +100,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     verdicts = cast.ask("judge", asks, config.judge.max_tokens)
     judged = [settle(config.mode, match, verdicts) for match in pairs]
 
-    write(config, cast, judged, human, narratives, strips)
-    summary = summarise(config, cast, judged, len(human), answers, captions, verdicts)
+    written = write(config, cast, judged, human, narratives, strips)
+    summary = summarise(config, cast, judged, len(human), answers, captions, verdicts) | {"written": written}
     log.step(3, 3, {name: float(summary[name]) for name in ("pairs", "kept", "flipped", "ties", "unparsable")})
     cast.close()
     return end(config, log, summary, cast.gave_up)
@@ -137,19 +137,20 @@ def write(
     human: Sequence[Pair],
     narratives: Mapping[str, Narrative | None],
     strips: Mapping[str, str],
-) -> None:
-    """pairs.jsonl, judged.jsonl and narratives.jsonl."""
-    from longtake.data.pairs import write_pair
+) -> int:
+    """pairs.jsonl, judged.jsonl and narratives.jsonl; returns how many pairs there are: each said once."""
+    from longtake.data.pairs import distinct, write_pair
     from longtake.train.judged import judged_row, narrative_row, pair_of
 
     pairs = [pair_of(one) for one in judged if one.outcome == "kept"]
-    pairs += [replace(pair, source=pair.source or "human") for pair in human]
+    pairs = distinct(pairs + [replace(pair, source=pair.source or "human") for pair in human])
     write_jsonl(config.out / "pairs.jsonl", [write_pair(pair, config.out) for pair in pairs])
     rows = [judged_row(one, strips.get(one.match.look.question.id)) for one in judged]
     write_jsonl(config.out / "judged.jsonl", rows)
     films = dict.fromkeys((look.question.video, narratives[look.question.id]) for look in cast.looks)
     told = [narrative_row(film, captions) for film, captions in films if film and captions]
     write_jsonl(config.out / "narratives.jsonl", told)
+    return len(pairs)
 
 
 def summarise(
@@ -177,7 +178,6 @@ def summarise(
         "empty": sum(not said.text.strip() for look in cast.looks for said in answers[look.question.id].said),
         **found,
         "human": human,
-        "written": found["kept"] + human,
         **took(local, remote, config.judge.price),
         "by_kind": by_kind(judged, orders=orders),
     }
