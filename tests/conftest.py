@@ -42,13 +42,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def exact(one_thread: None) -> Iterator[None]:
-    """What a recipe computes with its own numbers (rewards, draws) in float64 too."""
-    import torch
-
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)

@@ -102,9 +102,8 @@ def test_arms_start_where_they_should(tmp_path: Path, pretended: Pretended) -> N
         "e/curriculum/learn"
     ].model_dump(exclude={"out", "curriculum"})
     assert pretended.asked[plan.out / "b" / "without" / "eval"].video.frames == (8, 16, 32, 64)
-    for name, config in trained.items():
-        if name not in ("a/difficulty", "a/judge"):
-            config.memory.check(config.adapter.kind, "exact")
+    for name in trained.keys() - {"a/difficulty", "a/judge"}:
+        trained[name].memory.check(trained[name].adapter.kind, "exact")
 
 
 def test_a_kill_loses_no_arm_and_changes_nothing(tmp_path: Path, pretended: Pretended) -> None:
@@ -116,8 +115,7 @@ def test_a_kill_loses_no_arm_and_changes_nothing(tmp_path: Path, pretended: Pret
     assert done == ["annotated", "full", "rejection", "grpo"]
     pretended.killed_at = ""
     ran(tmp_path, "a")
-    again = [folder.parent.name for folder in pretended.made if folder.name == "learn"]
-    assert again == [*done, "dpo", "ppo"]
+    assert [one.parent.name for one in pretended.made if one.name == "learn"] == [*done, "dpo", "ppo"]
     before = (tmp_path / str(SEED) / "a" / "result.json").stat()
     ran(tmp_path, "a")
     after = (tmp_path / str(SEED) / "a" / "result.json").stat()

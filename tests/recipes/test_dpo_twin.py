@@ -39,7 +39,13 @@ PLAIN = {
 CASES = [("dpo", "lora"), ("dpo", "alora"), ("ipo", "full"), ("simpo", "lora")]
 
 
-pytestmark = pytest.mark.usefixtures("exact")
+@pytest.fixture(autouse=True)
+def exact():
+    """As in test_twin."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

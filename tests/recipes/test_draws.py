@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.recipes.small import HEAT, Stage, config, rows, stage, taught
 
 from longtake.recipes import grpo, sft
@@ -15,7 +16,14 @@ from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
 from longtake.train.step import Passes
 
-pytestmark = pytest.mark.usefixtures("exact")
+
+@pytest.fixture(autouse=True)
+def exact():
+    """As in test_twin."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

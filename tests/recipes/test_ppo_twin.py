@@ -36,7 +36,13 @@ SUFFIX = (44, 45)
 STEPS, GROUP, TOKENS, HEAT = 2, 2, 6, 0.7
 
 
-pytestmark = pytest.mark.usefixtures("exact")
+@pytest.fixture(autouse=True)
+def exact():
+    """As in test_twin."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,13 @@ from longtake.train.memory import Memory
 EXACT = 1e-10
 
 
-pytestmark = pytest.mark.usefixtures("exact")
+@pytest.fixture(autouse=True)
+def exact():
+    """Rewards and draws in float64 too."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

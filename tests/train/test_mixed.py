@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,12 @@ ROWS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("exact")
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def shown(name: str | None) -> Any:

@@ -83,8 +83,7 @@ class Config(Settings):
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "pairs", "model"} and what train.ranking.measured says of the held-out pairs."""
     from longtake.rewards.model import write
-    from longtake.train import comparing
-    from longtake.train.preference import told
+    from longtake.train import comparing, preference
     from longtake.train.ranking import measured
     from longtake.train.rows import backward_items
     from longtake.train.session import open_session
@@ -112,8 +111,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         taken = session.progress.taken + config.batch if step + 1 < stage.stop else 0
         session.progress = replace(session.progress, step=step + 1, taken=taken)
         numbers = {
-            "loss": sums.loss / sums.tokens, **told(sums), "grad_norm": norm, "lr": config.optim.rate(step, steps),
-            "tokens": float(sum(len(ids) for item in items for ids in item.ids)),
+            "loss": sums.loss / sums.tokens, **preference.told(sums), "grad_norm": norm,
+            "lr": config.optim.rate(step, steps), "tokens": float(sum(len(ids) for item in items for ids in item.ids)),
         }  # fmt: skip
         if config.human is not None:
             numbers["stage"] = float(stages.index(stage))
