@@ -20,7 +20,7 @@ from longtake.log import read_json, read_jsonl
 SCALE = 0.01  # learns nothing, but does everything
 DEATHS = [  # in the tower's training, in GRPO, in the last evaluation
     Death("longtake.train.session:Session.checkpoint", 1),
-    Death("longtake.train.policy:backward_groups", 2),
+    Death("longtake.train.policy:backward_kept", 2),
     Death("longtake.eval.command:write_jsonl", 20),
 ]
 
