@@ -5,13 +5,16 @@ from __future__ import annotations
 from tests.mutants_table import breaks
 
 TURNS, WALK, MIXED = "train/test_turns.py", "train/test_walk.py", "train/test_mixed.py"
+QWEN25 = "models/test_qwen2_5_vl.py"
 PICTURES, STILLS = "models/test_pictures.py", "data/test_stills.py"
 TAUGHT = "recipes/test_twin.py::test_a_supervised_step_is_what_plain_loops_make_of_it"
 TESTS = {
     "data/readers.py": ("data/test_turns.py", STILLS),
     "data/shown.py": (STILLS,),
     "models/pixels.py": (PICTURES,),
+    "models/qwen2_5_vl.py": (QWEN25,),
     "models/qwen3_vl.py": (PICTURES,),
+    "models/qwen_vl.py": (PICTURES,),
     "train/turns.py": (TURNS,),
     "train/walk.py": (WALK, TAUGHT),
 }
@@ -84,10 +87,17 @@ PIXELS = breaks(
 )
 
 QWEN = breaks(
-    "models/qwen3_vl.py",
+    "models/qwen_vl.py",
     ("if receipt.image:\n            return", "if False:\n            return", "a picture with a time"),
     ("replace(receipt, tokens=sum(expected))", "receipt", "visual tokens uncounted"),
-    ("= max(high, wide)", "= high", "positions behind a picture"),
 )  # fmt: skip
+QWEN += breaks("models/qwen3_vl.py", ("= max(grid[1:])", "= grid[1]", "positions behind a picture"))
+QWEN += breaks(
+    "models/qwen2_5_vl.py",
+    ("spread_3P[:, place_TN].max() + 1", "max(grid[1:]) // 2", "text inside a long film, as transformers 5.3"),
+    ("dtype=torch.float32", "dtype=torch.float64", "time in another precision than Qwen's"),
+    ("* rate", "", "time without its rate"),
+    ("[self.seconds(receipt)] if receipt else []", "None", "every film a patch a second"),
+)
 
 MUTANTS = TOKENS + STAGES + SHOWN + READERS + PIXELS + QWEN

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from longtake.maths.attention import Row
-from longtake.models import qwen3_vl
+from longtake.models import qwen_vl
 from longtake.records import Layout
 from longtake.runtime.inputs import fill
 
@@ -75,7 +75,7 @@ def test_features_equal_transformers(exact, reference):
 def test_films_together_equal_films_alone(folder, monkeypatch, slab):
     model = tiny.load_model(folder, device="cpu")
     alone = [model.encode([film])[0] for film in FILMS]
-    monkeypatch.setattr(qwen3_vl, "SLAB", slab)
+    monkeypatch.setattr(qwen_vl, "SLAB", slab)
     together = model.encode(FILMS)
     assert [f.level_LNE.shape for f in together] == [(3, n, 32) for n in (4, 6, 3, 8)]
     for a, b in zip(alone, together, strict=True):

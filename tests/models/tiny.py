@@ -5,7 +5,13 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as kinds
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from longtake.models.pixels import Pixels
 from longtake.models.qwen3_vl import Qwen3VL
@@ -64,6 +70,32 @@ def network(words, seed=0, layers=2):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen3VLForConditionalGeneration(config)
+
+
+def network_2_5(words, seed=0):
+    """A Qwen2.5-VL whose tower has windows (2 x 2 tokens) in its first layer."""
+    place = words.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope,
+            "pad_token_id": place("<|endoftext|>"), "initializer_range": 0.3,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,
+            "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2,
+            "initializer_range": 0.3,
+        },
+        image_token_id=place("<|image_pad|>"),
+        video_token_id=place("<|video_pad|>"),
+        vision_start_token_id=place("<|vision_start|>"),
+        vision_end_token_id=place("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def checkpoint(folder, layers=2):

@@ -7,7 +7,9 @@ Source: the video processors of transformers (qwen3_vl); tests compare with a pl
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from longtake.errors import UserError
+from longtake.models.checkpoint import first_line, read_json
 
 LONGEST_ASPECT = 200  # beyond it the tower's position grid means nothing; the processors refuse too
 
@@ -74,8 +77,11 @@ class Pixels:
             raise UserError(what, why=f"the longer side is more than {LONGEST_ASPECT} times the shorter", fix="crop it")
 
     def _fit_picture(self, width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
+        return self._fit_one(width, height, self.image_shortest_edge, self.image_longest_edge, max_pixels)
+
+    def _fit_one(self, width: int, height: int, least: int, most: int, max_pixels: int | None) -> tuple[int, int]:
         """`smart_resize` of transformers' Qwen2-VL image processor; its least size yields to `max_pixels`."""
-        factor, least, most = self.factor, self.image_shortest_edge, self.image_longest_edge
+        factor = self.factor
         wide, high = round(width / factor) * factor, round(height / factor) * factor
         if max_pixels is not None:
             most = min(most, max_pixels)
@@ -131,22 +137,95 @@ class Pixels:
         return patches.sub_(mean).div_(std).view(t * h * w, channels * s * p * p)
 
 
-def processor_files(pixels: Pixels) -> dict[str, dict[str, Any]]:
-    """The two processor files of a Qwen3-VL checkpoint, by name."""
+@dataclass(frozen=True, slots=True)
+class FramePixels(Pixels):
+    """Constants of Qwen2-VL's and Qwen2.5-VL's video processor: the edges bound one frame, whatever their number.
+
+    Example: FramePixels(14, 2, 2, MEAN, STD, shortest_edge=3136, longest_edge=12845056).
+    """
+
+    max_video_tokens: int = 128000  # of the whole film, nine tenths of which may be seen with cap_pixels_per_frame
+
+    def fit(self, width: int, height: int, frames: int | None, max_pixels: int | None = None) -> tuple[int, int]:
+        """See Pixels.fit."""
+        self._check(width, height, max_pixels)
+        if frames is None:
+            return self._fit_picture(width, height, max_pixels)
+        most = self.longest_edge
+        if self.cap_pixels_per_frame:
+            share = int(self.max_video_tokens * self.factor**2 * 0.9) * self.temporal_patch // frames
+            most = max(min(most, share), int(self.shortest_edge * 1.05))
+        return self._fit_one(width, height, self.shortest_edge, most, max_pixels)
+
+
+def processor_files(pixels: Pixels, processor: str, video_processor: str) -> dict[str, dict[str, Any]]:
+    """The two processor files of a checkpoint by name; `processor`, `video_processor`: transformers' classes."""
     shared = {
         "patch_size": pixels.patch,
         "temporal_patch_size": pixels.temporal_patch,
         "merge_size": pixels.merge,
         "image_mean": list(pixels.mean),
         "image_std": list(pixels.std),
-        "processor_class": "Qwen3VLProcessor",
+        "processor_class": processor,
     }
     image = {"shortest_edge": pixels.image_shortest_edge, "longest_edge": pixels.image_longest_edge}
     video = {"shortest_edge": pixels.shortest_edge, "longest_edge": pixels.longest_edge}
     caps = {"cap_pixels_per_frame": pixels.cap_pixels_per_frame, "max_video_tokens": pixels.max_video_tokens}
     return {
         "preprocessor_config.json": shared | {"image_processor_type": "Qwen2VLImageProcessorFast", "size": image},
-        "video_preprocessor_config.json": shared
-        | {"video_processor_type": "Qwen3VLVideoProcessor", "size": video}
-        | caps,
+        "video_preprocessor_config.json": shared | {"video_processor_type": video_processor, "size": video} | caps,
     }
+
+
+def read_pixels(folder: Path, kind: type[Pixels] = Pixels) -> Pixels:
+    """The processor's constants, from wherever this version of transformers or an earlier one has put them.
+
+    Raises UserError for files that are missing, incomplete or wrong.
+    """
+    nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
+    image, video = (nested.get(f"{kind}_processor") or _first(folder, kind) for kind in ("image", "video"))
+    if video is None:
+        fix = "copy video_preprocessor_config.json from its base model"
+        raise UserError("the model has no video processor", where=str(folder), fix=fix)
+    try:
+        size = _edges(video)
+        optional = {"max_video_tokens": int(video["max_video_tokens"])} if "max_video_tokens" in video else {}
+        optional |= {f"image_{edge}": int(most) for edge, most in _edges(image or {}, {}).items()}
+        return kind(
+            patch=int(video["patch_size"]),
+            temporal_patch=int(video["temporal_patch_size"]),
+            merge=int(video["merge_size"]),
+            mean=_rgb(video["image_mean"]),
+            std=_rgb(video["image_std"]),
+            shortest_edge=int(size["shortest_edge"]),
+            longest_edge=int(size["longest_edge"]),
+            cap_pixels_per_frame=bool(video.get("cap_pixels_per_frame")),
+            **optional,
+        )
+    except KeyError as error:
+        raise UserError("the video processor's file is incomplete", where=str(folder), why=f"no {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError("the video processor's file is wrong", where=str(folder), why=first_line(error)) from error
+
+
+def _edges(content: Mapping[str, Any], size: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Least and most pixels; files of 2025 call them min_pixels and max_pixels. `size`: where there is none."""
+    old = {"shortest_edge": content.get("min_pixels"), "longest_edge": content.get("max_pixels")}
+    named = {edge: value for edge, value in old.items() if value is not None}
+    if size is None and not named:
+        size = content["size"]
+    found = dict(content.get("size", size) or {}) | named
+    return {edge: found[edge] for edge in old if edge in found}
+
+
+def _rgb(values: Any) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _first(folder: Path, kind: str) -> dict[str, Any] | None:
+    names = ("preprocessor_config.json", "video_preprocessor_config.json")
+    for name in names if kind == "image" else names[::-1]:
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return None

@@ -21,12 +21,13 @@ from longtake.log import write_json_atomic
 from longtake.maths.pack import answer_rows, pack
 from longtake.models import adapter_files
 from longtake.models.adapters import NAME
+from longtake.models.checkpoint import read_json
 from longtake.models.heads import FILE as HEAD
 from longtake.models.tiled import pointwise, tile
 from longtake.protocols import Model
 from longtake.records import Answer, Group
 from longtake.runtime.beside import load_beside
-from longtake.runtime.load import base_of, find_folder, load_model, read_json, tower_fingerprint
+from longtake.runtime.load import base_of, find_folder, load_model, tower_fingerprint
 from longtake.runtime.prefix import extend
 from longtake.runtime.prefixcache import PrefixCache
 from longtake.runtime.rows import FeaturesOf, bare, cached, compute, lead

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from longtake.errors import UserError
 from longtake.models import adapter_files, heads
+from longtake.models.checkpoint import read_json
 from longtake.protocols import Model
-from longtake.runtime.load import base_of, find_folder, read_json
+from longtake.runtime.load import base_of, find_folder
 
 
 def load_beside(model: Model, name: str, source: str | Path, *, trainable: bool, scalar: bool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from longtake.errors import UserError
 from longtake.log.files import disk_full, full
+from longtake.models.checkpoint import first_line
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # of a hub repository: weights once, no .bin, no .pth
 PATIENCE = 4  # seconds in which the hub must say something; its client asks twice
@@ -39,10 +40,3 @@ def download(name: str) -> Path:
             raise full(Path(constants.HF_HUB_CACHE)) from error
         fix = f"check the network, or copy the model and give its folder (no folder {name} here)"
         raise UserError("the hub cannot be reached", where=name, why=first_line(silent or error), fix=fix) from error
-
-
-def first_line(error: BaseException) -> str:
-    """An error of somebody else's in one line: its first, and the next if that announces it."""
-    head, _, rest = str(error).strip().partition("\n")
-    said = f"{head} {rest.strip().partition(chr(10))[0]}" if head.endswith(":") else head
-    return said[:200] or type(error).__name__

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
-from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from longtake.errors import UserError
 from longtake.models import adapter_files, adapters, heads
 from longtake.models.base import check_mark
-from longtake.models.pixels import Pixels
+from longtake.models.checkpoint import read_json
+from longtake.models.network import Network
 from longtake.models.quantize import check_quantize, nf4
 from longtake.models.quiet import quiet
+from longtake.models.qwen2_5_vl import Qwen25VL
 from longtake.models.qwen3_vl import Qwen3VL
 from longtake.protocols import Model
-from longtake.runtime.hub import download, first_line
+from longtake.runtime.hub import download
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AGAIN = "copy or download the model again"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -36,7 +34,7 @@ def load_model(
     dtype: str = "auto",
     device: str | torch.device | None = None,
     quantize: str | None = None,
-) -> Qwen3VL:
+) -> Network:
     """The model of a folder or hub id, in evaluation mode on `device` (default: CUDA where there is one).
 
     An adapter's folder is its base with the adapter on. `dtype` is "auto" (as saved) or one of DTYPES; `quantize` is
@@ -49,11 +47,13 @@ def load_model(
     saved = read_json(folder / adapter_files.CONFIG) if (folder / adapter_files.CONFIG).is_file() else None
     name, base = (str(name_or_path), folder) if saved is None else base_of(folder, saved)
     family = _family(read_json(base / "config.json"), base)
-    _check_weights(base)
     where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     try:
         with quiet():
-            model = family(base, folder, DTYPES.get(dtype, "auto"), where, quantize)
+            model = family.load(base, folder, DTYPES.get(dtype, "auto"))
+            if quantize:
+                nf4(model.layers)
+            model.net.to(where).eval()
     except UserError as error:
         raise UserError(error.what, where=error.where or str(base), why=error.why, fix=error.fix) from error
     model.net.name_or_path = str(base.resolve()) if Path(name).expanduser().exists() else name  # an adapter's base
@@ -84,25 +84,10 @@ def base_of(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
     return str(path or name), base
 
 
-def _qwen3_vl(
-    base: Path, folder: Path, dtype: torch.dtype | str, device: torch.device, quantize: str | None
-) -> Qwen3VL:
-    """Weights of `base`; tokenizer and processor of `folder` where it has them."""
-    from transformers import Qwen3VLForConditionalGeneration
-
-    net = _network(Qwen3VLForConditionalGeneration, base, dtype)
-    if quantize:
-        nf4(net.model.language_model.layers)
-    words = folder if (folder / "tokenizer.json").is_file() else base
-    constants = folder if (folder / "video_preprocessor_config.json").is_file() else base
-    return Qwen3VL(net.to(device).eval(), _tokenizer(words), _pixels(constants))
+FAMILIES = {family.family: family for family in (Qwen3VL, Qwen25VL)}
 
 
-Family = Callable[[Path, Path, "torch.dtype | str", torch.device, "str | None"], Qwen3VL]
-FAMILIES: dict[str, Family] = {"qwen3_vl": _qwen3_vl}
-
-
-def _family(config: dict[str, Any], folder: Path) -> Family:
+def _family(config: dict[str, Any], folder: Path) -> type[Network]:
     kind = str(config.get("model_type", ""))
     if kind in FAMILIES:
         return FAMILIES[kind]
@@ -130,115 +115,6 @@ def find_folder(name_or_path: str | Path) -> Path:
         fix = f"name its {path / 'model'}" if "model" in names else ""
         raise UserError("not a model: no config.json", where=str(path), why=f"the folder holds {there}", fix=fix)
     return path
-
-
-def _check_weights(folder: Path) -> None:
-    """Every weight file is there and as long as its header says."""
-    index = folder / "model.safetensors.index.json"
-    named = read_json(index).get("weight_map") if index.exists() else {"": "model.safetensors"}
-    if not isinstance(named, dict):
-        raise UserError("the list of weight files is damaged", where=str(index), why="no weight_map", fix=AGAIN)
-    names = sorted(map(str, set(named.values())))
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"{name} is missing", where=str(folder), fix=AGAIN)
-        try:
-            (folder / name).open("rb").close()  # safetensors calls every refusal "No such file"
-            with safe_open(folder / name, framework="pt"):
-                pass
-        except PermissionError as error:
-            raise UserError("weights cannot be read", where=str(error.filename), why="permission denied") from error
-        except (SafetensorError, OSError) as error:
-            why = first_line(error)
-            raise UserError("weights are damaged", where=str(folder / name), why=why, fix=AGAIN) from error
-
-
-def _network(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
-    """`kind.from_pretrained`, refusing weights that transformers would make up or leave out."""
-    try:
-        net, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
-    except Exception as error:  # checks of config.json raise what they like, so does a device without memory
-        raise UserError("the model does not load", where=str(folder), why=first_line(error)) from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            keys = sorted(
-                str(key[0] if isinstance(key, tuple) else key) for key in info[problem]
-            )  # mismatched: with sizes
-            some = ", ".join(keys[:3])
-            why = f"{len(info[problem])} {problem.replace('_', ' ')}: {some}"
-            raise UserError("weights and config.json do not belong together", where=str(folder), why=why)
-    return net
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(
-            "the model has no tokenizer", where=str(folder), why="no tokenizer.json", fix="copy it from its base"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # a broken tokenizer.json raises bare Exception from Rust, with the reason in it
-        raise UserError("the tokenizer does not load", where=str(folder), why=first_line(error)) from error
-    legacy = (
-        folder / "chat_template.json"
-    )  # where checkpoints of 2025 keep it; transformers reads it for processors only
-    if not tokenizer.chat_template and legacy.is_file():
-        tokenizer.chat_template = read_json(legacy).get("chat_template")
-    return tokenizer
-
-
-def _pixels(folder: Path) -> Pixels:
-    """The processor's constants, from wherever this version of transformers or an earlier one has put them."""
-    nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    image, video = (nested.get(f"{kind}_processor") or _first(folder, kind) for kind in ("image", "video"))
-    if video is None:
-        fix = "copy video_preprocessor_config.json from its base model"
-        raise UserError("the model has no video processor", where=str(folder), fix=fix)
-    try:
-        size = video["size"]
-        optional = {"max_video_tokens": int(video["max_video_tokens"])} if "max_video_tokens" in video else {}
-        edges = (image or {}).get("size", {})
-        optional |= {f"image_{edge}": int(edges[edge]) for edge in ("shortest_edge", "longest_edge") if edge in edges}
-        return Pixels(
-            patch=int(video["patch_size"]),
-            temporal_patch=int(video["temporal_patch_size"]),
-            merge=int(video["merge_size"]),
-            mean=_rgb(video["image_mean"]),
-            std=_rgb(video["image_std"]),
-            shortest_edge=int(size["shortest_edge"]),
-            longest_edge=int(size["longest_edge"]),
-            cap_pixels_per_frame=bool(video.get("cap_pixels_per_frame")),
-            **optional,
-        )
-    except KeyError as error:
-        raise UserError("the video processor's file is incomplete", where=str(folder), why=f"no {error}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError("the video processor's file is wrong", where=str(folder), why=first_line(error)) from error
-
-
-def _rgb(values: Any) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _first(folder: Path, kind: str) -> dict[str, Any] | None:
-    names = ("preprocessor_config.json", "video_preprocessor_config.json")
-    for name in names if kind == "image" else names[::-1]:
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError("not a JSON file", where=str(path), why=first_line(error), fix="copy it again") from error
-    if not isinstance(content, dict):
-        raise UserError("not a JSON object", where=str(path), why=f"it is a {type(content).__name__}")
-    return content
 
 
 def weights_version(model: Model) -> str:
