@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from longtake.maths.pack import answer_rows, pack, stem
 from longtake.models.decoder import Decoder
+from longtake.models.network import Network
 from longtake.records import Features, Prompt
 from longtake.runtime.inputs import fill
 from longtake.runtime.prefix import TILE, extend, finish, prefill
@@ -71,13 +72,13 @@ def case(request, tmp_path_factory):
 
 
 def parameters(model):
-    if isinstance(model, Decoder):
+    if not isinstance(model, Network):
         return dict(model.text.named_parameters())
     return {name: p for name, p in model.net.named_parameters() if p.requires_grad}
 
 
 def filler(model, row, films):
-    if isinstance(model, Decoder):
+    if not isinstance(model, Network):
         return lambda: (model.embed(row.ids_T), None)
     return lambda: fill(model, row.ids_T, row.visual_T, [films[h] for h in row.features if h is not None])
 

@@ -47,6 +47,7 @@ def check_weights(folder: Path) -> None:
 
 def network(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
     """`kind.from_pretrained`, refusing weights that transformers would make up or leave out."""
+    check_weights(folder)
     try:
         net, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:  # checks of config.json raise what they like, so does a device without memory
