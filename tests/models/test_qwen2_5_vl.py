@@ -13,6 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import tiny
 from tests.plain import pixels as plain
+from tests.runtime.test_rows import (  # noqa: F401 — collected again, with this file's network
+    store,
+    test_cached_features_equal_fresh_ones,
+    test_decoding_equals_the_full_forward,
+    test_row_equals_one_row_per_answer,
+)
 from torch.testing import assert_close
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize

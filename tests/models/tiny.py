@@ -80,7 +80,8 @@ def network_2_5(words, seed=0):
         text_config={
             "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope,
-            "pad_token_id": place("<|endoftext|>"), "initializer_range": 0.3,
+            "pad_token_id": place("<|endoftext|>"), "bos_token_id": place("<|im_start|>"),
+            "eos_token_id": place("<|im_end|>"), "initializer_range": 0.3,
         },
         vision_config={
             "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,

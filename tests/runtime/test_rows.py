@@ -124,7 +124,7 @@ def test_cached_features_equal_fresh_ones(exact, store):
     row = pack(prompts(exact), *numbers(0, ((5, 3), (4,), (7,))), dtype=torch.float64)
     fresh = fill(exact, row.ids_T, row.visual_T, exact.encode(list(FILMS.values())))
     for cached, made in zip(gather(exact, store, row), fresh, strict=True):
-        assert torch.equal(cached, made)
+        assert (cached is made is None) or torch.equal(cached, made)
 
 
 @torch.no_grad()
