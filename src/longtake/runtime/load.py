@@ -21,6 +21,7 @@ from longtake.models.network import Network
 from longtake.models.quantize import check_quantize, nf4
 from longtake.models.quiet import quiet
 from longtake.models.qwen2_5_vl import Qwen25VL
+from longtake.models.qwen3 import Qwen3
 from longtake.models.qwen3_vl import Qwen3VL
 from longtake.protocols import Model
 from longtake.runtime.hub import download
@@ -84,7 +85,7 @@ def base_of(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
     return str(path or name), base
 
 
-FAMILIES = {family.family: family for family in (Qwen3VL, Qwen25VL)}
+FAMILIES = {family.family: family for family in (Qwen3VL, Qwen25VL, Qwen3)}
 
 
 def _family(config: dict[str, Any], folder: Path) -> type[Network]:
