@@ -87,7 +87,7 @@ def test_what_is_not_there_is_said_before_a_model_is_loaded(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str, words: tuple[str, ...], said: str
 ) -> None:
     """That may take minutes, and sampling hours."""
-    monkeypatch.setattr("longtake.runtime.load._network", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("longtake.models.qwen_vl.network", lambda *_: pytest.fail("a model was loaded"))
     code, _, err = run(name, *words)
     assert (code, err[: len(said)]) == (1, said)
     assert "  do: " in err
