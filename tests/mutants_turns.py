@@ -14,7 +14,7 @@ TESTS = {
     "models/pixels.py": (PICTURES,),
     "models/qwen2_5_vl.py": (QWEN25,),
     "models/qwen3_vl.py": (PICTURES,),
-    "models/qwen_vl.py": (PICTURES,),
+    "models/qwen_vl.py": (f"{PICTURES}::test_prompt_is_the_processors", "models/test_prompt.py"),
     "train/turns.py": (TURNS,),
     "train/walk.py": (WALK, TAUGHT),
 }
@@ -95,7 +95,6 @@ QWEN += breaks("models/qwen3_vl.py", ("= max(grid[1:])", "= grid[1]", "positions
 QWEN += breaks(
     "models/qwen2_5_vl.py",
     ("spread_3P[:, place_TN].max() + 1", "max(grid[1:]) // 2", "text inside a long film, as transformers 5.3"),
-    ("dtype=torch.float32", "dtype=torch.float64", "time in another precision than Qwen's"),
     ("* rate", "", "time without its rate"),
     ("[self.seconds(receipt)] if receipt else []", "None", "every film a patch a second"),
 )
