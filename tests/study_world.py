@@ -39,7 +39,16 @@ CONSISTENT = [judged_row(n, 0, 0, outcome="kept") for n in range(4)]
 
 def judge(folder: Path, rows: list[dict[str, Any]]) -> None:
     numbers = {"accuracy_all": 0.75, "accuracy_verdicts": 0.8, "accuracy": 0.9, "accuracy_all_n": 4, "flip_rate": 0.1}
-    counts = {"slot_a": None, "pairs": 4, "kept": 3, "ties": 0, "flipped": 1, "tokens_in": 1000, "tokens_out": 200}
+    counts = {
+        "slot_a": None,
+        "pairs": 4,
+        "kept": 3,
+        "written": 3,
+        "ties": 0,
+        "flipped": 1,
+        "tokens_in": 1000,
+        "tokens_out": 200,
+    }
     dumped(folder / "summary.json", numbers | counts)
     dumped(folder / "run.json", {"seconds": {"judge": 10.0}})
     write(folder / "judged.jsonl", rows)

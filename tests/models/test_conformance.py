@@ -8,10 +8,7 @@ from tests.plain import pixels as plain
 from torch.testing import assert_close
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
-from longtake.maths.attention import Row
 from longtake.models import qwen_vl
-from longtake.records import Layout
-from longtake.runtime.inputs import fill
 
 ROUNDED = 1e-5  # float64, but pixels and the rotation of the vision tower are float32
 SINGLE = 1e-5  # float32, numbers of size 1
@@ -43,22 +40,14 @@ def test_logits_equal_transformers(exact, reference, film):
     want = reference(
         input_ids=ids, pixel_values_videos=patches, video_grid_thw=grid_thw, mm_token_type_ids=kinds, use_cache=False
     ).logits[0]
-    assert_close(logits(exact, prompt, exact.encode([film])), want, rtol=ROUNDED, atol=ROUNDED)
-
-
-def logits(model, prompt, films):
-    ids_T = torch.tensor(prompt.ids)
-    visual_T = ids_T == model.net.config.video_token_id
-    embed_TE, deepstack = fill(model, ids_T, visual_T, films)
-    row = Row(Layout(((len(ids_T), ()),)))
-    return model.head(model.hidden(embed_TE, prompt.position_3P, visual_T, deepstack, row))
+    assert_close(tiny.logits(exact, prompt, exact.encode([film])), want, rtol=ROUNDED, atol=ROUNDED)
 
 
 @torch.no_grad()
 def test_text_only_logits_equal_transformers(exact, reference):
     prompt = exact.prompt(tiny.ask("2 + 2?"), None, None)
     want = reference(input_ids=torch.tensor([prompt.ids]), use_cache=False).logits[0]
-    assert_close(logits(exact, prompt, []), want, rtol=ROUNDED, atol=ROUNDED)
+    assert_close(tiny.logits(exact, prompt, []), want, rtol=ROUNDED, atol=ROUNDED)
 
 
 @torch.no_grad()
@@ -103,7 +92,7 @@ def test_saved_and_loaded_is_the_same_model(folder, tmp_path):
     assert again.end_ids == model.end_ids == (model.tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     prompts = [m.prompt(tiny.ask(), tiny.receipt(FILMS[0]), "f") for m in (model, again)]
     assert prompts[0].ids == prompts[1].ids
-    first, second = (logits(m, p, m.encode([FILMS[0]])) for m, p in zip((model, again), prompts, strict=True))
+    first, second = (tiny.logits(m, p, m.encode([FILMS[0]])) for m, p in zip((model, again), prompts, strict=True))
     assert torch.equal(first, second)
 
 

@@ -24,11 +24,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from longtake.errors import UserError
-from longtake.maths.attention import Row
 from longtake.models.pixels import FramePixels
 from longtake.models.qwen2_5_vl import Qwen25VL
-from longtake.records import Layout
-from longtake.runtime.inputs import fill
 
 ROUNDED = 1e-5  # float64, but pixels and the rotation of the vision tower are float32
 PIXELS = FramePixels(4, 2, 2, tiny.MEAN, tiny.STD, 64, 64 * 1024, image_shortest_edge=64, image_longest_edge=4096)
@@ -59,14 +56,6 @@ def pixels(film: np.ndarray):
     return torch.from_numpy(plain.patchify(film, PIXELS)), torch.tensor([grid])
 
 
-def logits(model, prompt, films):
-    ids_T = torch.tensor(prompt.ids)
-    visual_T = ids_T == model.net.config.video_token_id
-    embed_TE, deepstack = fill(model, ids_T, visual_T, films)
-    row = Row(Layout(((len(ids_T), ()),)))
-    return model.head(model.hidden(embed_TE, prompt.position_3P, visual_T, deepstack, row))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("film", FILMS)
 def test_logits_and_features_equal_transformers(exact, reference, film) -> None:
@@ -82,7 +71,7 @@ def test_logits_and_features_equal_transformers(exact, reference, film) -> None:
         mm_token_type_ids=2 * (ids == exact.net.config.video_token_id).int(),
         position_ids=prompt.position_3P[:, None], use_cache=False,
     )  # fmt: skip
-    assert_close(logits(exact, prompt, made), whole.logits[0], rtol=ROUNDED, atol=ROUNDED)
+    assert_close(tiny.logits(exact, prompt, made), whole.logits[0], rtol=ROUNDED, atol=ROUNDED)
 
 
 @torch.no_grad()
@@ -186,5 +175,5 @@ def test_saved_and_loaded_is_the_same_model(folder: Path, tmp_path: Path) -> Non
     assert (type(again), again.pixels) == (Qwen25VL, PIXELS)
     prompt = model.prompt(tiny.ask(), tiny.receipt(FILMS[0]), "f")
     with torch.no_grad():
-        first, second = (logits(m, prompt, m.encode([FILMS[0]])) for m in (model, again))
+        first, second = (tiny.logits(m, prompt, m.encode([FILMS[0]])) for m in (model, again))
     assert torch.equal(first, second)

@@ -13,9 +13,11 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from longtake.maths.attention import Row
 from longtake.models.pixels import Pixels
 from longtake.models.qwen3_vl import Qwen3VL
-from longtake.records import Question, Receipt
+from longtake.records import Layout, Question, Receipt
+from longtake.runtime.inputs import fill
 from longtake.runtime.load import load_model
 
 VISUAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -47,6 +49,12 @@ def tokenizer():
     return wrapped
 
 
+def marks(words):
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
+    return {key: words.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+
+
 def network(words, seed=0, layers=2):
     place = words.convert_tokens_to_ids
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
@@ -61,10 +69,7 @@ def network(words, seed=0, layers=2):
             "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
             "initializer_range": 0.3,
         },
-        image_token_id=place("<|image_pad|>"),
-        video_token_id=place("<|video_pad|>"),
-        vision_start_token_id=place("<|vision_start|>"),
-        vision_end_token_id=place("<|vision_end|>"),
+        **marks(words),
         tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -88,10 +93,7 @@ def network_2_5(words, seed=0):
             "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2,
             "initializer_range": 0.3,
         },
-        image_token_id=place("<|image_pad|>"),
-        video_token_id=place("<|video_pad|>"),
-        vision_start_token_id=place("<|vision_start|>"),
-        vision_end_token_id=place("<|vision_end|>"),
+        **marks(words),
         tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -134,3 +136,12 @@ def receipt(frames_FHWC, step=0.37):
 
 def ask(text="Which cup?", name="q"):
     return Question(name, "a.mp4", text)
+
+
+def logits(model, prompt, films):
+    """[P, V] of a prompt on encoded films."""
+    ids_T = torch.tensor(prompt.ids)
+    visual_T = ids_T == model.net.config.video_token_id
+    embed_TE, deepstack = fill(model, ids_T, visual_T, films)
+    row = Row(Layout(((len(ids_T), ()),)))
+    return model.head(model.hidden(embed_TE, prompt.position_3P, visual_T, deepstack, row))

@@ -72,10 +72,10 @@ def comparing(plan: Plan, model: Path, out: Path, kind: Literal["narrative", "no
 
 def pairs(plan: Plan, judged: Path, log: Log) -> tuple[Path, int, float]:
     """(file of pairs, pairs a step, share of films held out); the simulator's pairs where the judge kept too few."""
-    file, kept = judged / "pairs.jsonl", read_json(judged / "summary.json")["kept"]
-    if kept >= FEW:
+    file, written = judged / "pairs.jsonl", read_json(judged / "summary.json")["written"]
+    if written >= FEW:
         return file, BATCH, HELD_OUT
-    log.note(f"the judge kept {kept} pairs: the simulator's own right and wrong answers take their place")
+    log.note(f"the judge kept {written} pairs: the simulator's own right and wrong answers take their place")
     return make.make_pairs(plan.out, plan.seed, plan.films()), 2, 0.5
 
 

@@ -42,9 +42,6 @@ class Qwen3VL(QwenVL):
         """A run for every temporal patch."""
         return [self.tokens(grid)] * grid[0]
 
-    def placed(self, ids: Sequence[int], grid: tuple[int, int, int] | None, receipt: Receipt | None) -> Tensor:
-        return self.positions(ids, [grid] if grid else [])
-
     def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
         """int64 [3, P], rows (time, height, width): text counts on in all three rows; a temporal patch stands still in
         time, spreads over its merged grid, and takes as many positions as its longer side.

@@ -159,9 +159,9 @@ class QwenVL(Network):
     def blocks(self, grid: tuple[int, int, int]) -> list[int]:
         """Lengths of the runs of visual tokens that a film or picture becomes."""
 
-    @abstractmethod
     def placed(self, ids: Sequence[int], grid: tuple[int, int, int] | None, receipt: Receipt | None) -> Tensor:
         """Positions of a prompt, int64 [3, P]; see the family's `positions`."""
+        return self.positions(ids, [grid] if grid else [])
 
     def spread(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> tuple[np.ndarray, list[np.ndarray]]:
         """(steps [P], places): by how much each token moves on what follows, 1 for text and 0 for what is seen; and
