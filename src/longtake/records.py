@@ -163,6 +163,7 @@ class Answer:
     finish: str  # "stop" | "length"
     seed: int
     weights: str  # version of the weights that sampled it
+    correction: float = 1.0  # importance weight of an answer from another process, then `logprob` is the trainer's
 
 
 @dataclass(frozen=True, slots=True)

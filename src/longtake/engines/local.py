@@ -75,12 +75,33 @@ class LocalEngine:
         keep: Callable[[Sequence[Prompt]], Keep],
     ) -> Iterator[list[Kept]]:
         """`generate` for training: batch by batch, each film's prefill kept as `keep` says of its prompts."""
+        start = 0
+        for runs in self.prefills(prompts, draws, keep):
+            stop = start + sum(len(run) for run, _ in runs)
+            yield self._answered(runs, prompts[start:stop], draws[start:stop], max_tokens)
+            start = stop
+
+    def _answered(
+        self,
+        runs: list[tuple[list[Prompt], Prefill]],
+        prompts: Sequence[Prompt],
+        draws: Sequence[Sequence[Draw]],
+        max_tokens: int,
+    ) -> list[Kept]:
+        """The prompts of `runs` answered; empties it, so that nobody but the caller holds the prefills."""
+        groups = iter(self._answers([made for _, made in runs], prompts, draws, max_tokens))
+        kept = [Kept(tuple(next(groups) for _ in run), made) for run, made in runs]
+        runs.clear()
+        return kept
+
+    @torch.no_grad()
+    def prefills(
+        self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], keep: Callable[[Sequence[Prompt]], Keep]
+    ) -> Iterator[list[tuple[list[Prompt], Prefill]]]:
+        """Batch by batch, each film's prompts and their prefill, kept as `keep` says of them."""
         for start, stop in self._batches(prompts, draws):
-            asked = prompts[start:stop]
-            runs = [list(run) for run in _by_film(asked)]
-            mades = [self._prefill(run, keep(run)) for run in runs]
-            groups = iter(self._answers(mades, asked, draws[start:stop], max_tokens))
-            yield [Kept(tuple(next(groups) for _ in run), made) for run, made in zip(runs, mades, strict=True)]
+            runs = [list(run) for run in _by_film(prompts[start:stop])]
+            yield [(run, self._prefill(run, keep(run))) for run in runs]
 
     def _batches(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]]) -> Iterator[tuple[int, int]]:
         """(start, stop) of prompts that are answered together."""

@@ -28,6 +28,7 @@ from longtake.runtime.prefix import Keep
 from longtake.runtime.rows import lead
 from longtake.train.keys import batch, epoch_fits, keyed
 from longtake.train.oom import Facts, explained, facts_of
+from longtake.train.outside import Outside
 from longtake.train.rollout import Rollout, answer_kept, scored
 from longtake.train.rows import Item, backward_items, packed
 from longtake.train.session import Session, encode, read_rows
@@ -108,6 +109,7 @@ class Sampler:
     row_tokens: int  # prefix tokens held at once
     seed: int
     models: Mapping[str, Scorer] = field(default_factory=dict)  # of reward.models, loaded
+    outside: Outside | None = None  # an engine in another process that samples
 
     def __post_init__(self) -> None:
         if len(self.questions) < self.count:
@@ -141,11 +143,12 @@ class Sampler:
             prefixes=session.prefixes,
             say=log.note,
         )
+        sample = engine.rollout if self.outside is None else partial(self.outside.rollout, engine)
         found = 0
         for number, looks in enumerate(self.looks(session, log)):
             key = (self.seed, "answers", session.progress.step, number)
             batches = answer_kept(
-                engine, session.films, looks, self.heats, self.max_tokens, keep or (lambda _: "nothing"), *key
+                sample, session.films, looks, self.heats, self.max_tokens, keep or (lambda _: "nothing"), *key
             )
             while (one := self._next(batches, session, looks, log)) is not None:
                 asked, kept = one
@@ -214,7 +217,10 @@ def _item(group: Group, weight_G: Sequence[float]) -> Item:
     return Item(
         group.prompt,
         tuple(answer.ids for answer in group.answers),
-        tuple((weight,) * len(answer.ids) for weight, answer in zip(weight_G, group.answers, strict=True)),
+        tuple(
+            (weight * answer.correction,) * len(answer.ids)
+            for weight, answer in zip(weight_G, group.answers, strict=True)
+        ),
         tuple(answer.logprob for answer in group.answers),
     )
 

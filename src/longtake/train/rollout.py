@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longtake.engines.local import Kept, LocalEngine
+from longtake.engines.local import Kept
 from longtake.protocols import Engine
 from longtake.records import Draw, Group, Prompt, Question
 from longtake.rewards.format import format_reward
@@ -110,7 +110,7 @@ def answer(
 
 
 def answer_kept(
-    engine: LocalEngine,
+    sample: Callable[..., Iterator[list[Kept]]],
     films: Films,
     looks: Sequence[Look],
     temperatures: Sequence[float],
@@ -118,10 +118,13 @@ def answer_kept(
     keep: Callable[[Sequence[Prompt]], Keep],
     *key: object,
 ) -> Iterator[tuple[list[Look], list[Kept]]]:
-    """`answer` for training, a batch at a time, with the prefills that training goes on with."""
+    """`answer` for training, a batch at a time, with the prefills that training goes on with.
+
+    sample: an engine's `rollout` (LocalEngine's, or train.outside's).
+    """
     prompts = [films.prompt(look) for look in looks]
     start = 0
-    for kept in engine.rollout(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens, keep):
+    for kept in sample(prompts, [draws(look.question, temperatures, *key) for look in looks], max_tokens, keep):
         stop = start + sum(len(one.groups) for one in kept)
         yield list(looks[start:stop]), kept
         start = stop
