@@ -20,9 +20,12 @@ class Model(Protocol):
     tokenizer: Any  # transformers tokenizer
     end_ids: tuple[int, ...]  # tokens that end an answer
     temporal_patch: int  # frames that become one temporal position
+    stills: bool  # whether a picture is encoded otherwise than a film of one frame
     pixels: Any  # the processor's constants, on which features depend as well
     adapter: Any  # models.adapters.Adapter: what is trained instead of the network's own weights; None = these
     heads: dict[str, Any]  # models.heads.ScalarHead by the name of the adapter it reads
+    context: Any  # models.context_file.Kept: how its context was made larger
+    reduction: Any  # models.reduce.Reduction: how visual tokens of a frame are made fewer; None = not
 
     @property
     def net(self) -> PreTrainedModel:
@@ -48,7 +51,13 @@ class Model(Protocol):
         """Size in pixels (width, height) to which decoded frames are resized; frames None = a picture."""
 
     def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
-        """Vision tower over several films of uint8 [F, H, W, 3]; every film gives the same as alone."""
+        """Vision tower over several films of uint8 [F, H, W, 3]; every film gives the same as alone.
+
+        A picture is a film of one frame, or [H, W, 3] for a family with `stills`.
+        """
+
+    def shown(self, frames_FHWC: np.ndarray) -> np.ndarray:
+        """What of decoded frames (not of a picture) the tower sees, for people to look at."""
 
     def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
         """Chat template, visual tokens and positions; ends with the assistant header."""

@@ -10,12 +10,13 @@ from longtake.errors import UserError
 
 MARK = "base.json"
 PIECE = 65536  # bytes
+PARTS = ("llm", "vision_tower", "mm_projector")  # folders that hold an NVILA's weights
 
 
 def mark(base: Path) -> str:
     """16 hex digits of the sizes, heads, middles and tails of all weight files: any training changes them."""
     digest = blake2b(digest_size=8)
-    for path in sorted(base.glob("*.safetensors")):
+    for path in sorted(path for part in ("", *PARTS) for path in (base / part).glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:

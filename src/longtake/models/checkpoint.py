@@ -45,11 +45,22 @@ def check_weights(folder: Path) -> None:
             raise UserError("weights are damaged", where=str(folder / name), why=why, fix=AGAIN) from error
 
 
-def network(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
-    """`kind.from_pretrained`, refusing weights that transformers would make up or leave out."""
-    check_weights(folder)
+def network(
+    kind: Any,
+    folder: Path,
+    dtype: torch.dtype | str,
+    config: Any = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Any:
+    """`kind.from_pretrained`, refusing weights that transformers would make up or leave out.
+
+    With `weights`, by the names of transformers' checkpoints, `folder` is where they came from.
+    """
+    if weights is None:
+        check_weights(folder)
+    given = {"config": config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        net, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
+        net, info = kind.from_pretrained(None if weights else folder, state_dict=weights, **given)
     except Exception as error:  # checks of config.json raise what they like, so does a device without memory
         raise UserError("the model does not load", where=str(folder), why=first_line(error)) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -8,19 +8,35 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from longtake.errors import UserError
-from longtake.models import adapter_files, adapters, heads
+from longtake.models import adapter_files, adapters, context_file, heads
 from longtake.models.decoder import Decoder
 from longtake.models.quiet import quiet
+from longtake.models.reduce import Reduction
 from longtake.records import Features, Prompt, Question, Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How a prompt with features goes to an engine that is not ours: as a film or picture that the engine places
+    itself, or as embeddings at the visual places. Example: Sent("video", (1, 5, 9), (8, 4, 4), seconds=0.5).
+    """
+
+    kind: Literal["embeds", "video", "image"]
+    ids: tuple[int, ...]  # of a film or picture one visual token alone; of embeddings all
+    grid: tuple[int, int, int] = (0, 0, 0)  # patches along (time, height, width) of a film or picture
+    timestamps: tuple[float, ...] = ()  # seconds of each temporal patch, where the text tells them
+    seconds: float | None = None  # from one temporal patch to the next, where positions tell them
+    moved: int = 0  # temporal patches that the engine places one position off, for no number of seconds says better
 
 
 class Network(Decoder, ABC):
@@ -31,7 +47,9 @@ class Network(Decoder, ABC):
     """
 
     family: ClassVar[str]  # model_type in config.json
+    words: ClassVar[str] = ""  # where in its folder the tokenizer lies
     temporal_patch = 1  # frames that become one temporal position
+    stills = False  # whether a picture is encoded otherwise than a film of one frame
 
     def __init__(self, net: Any, text: Any, tokenizer: Any, pixels: Any, *, rope_rows: int) -> None:
         """`text`: the decoder inside `net`; `rope_rows`: see Decoder. Raises UserError for parts that do not fit."""
@@ -47,7 +65,14 @@ class Network(Decoder, ABC):
         self.net, self.tokenizer, self.pixels = net, tokenizer, pixels
         self.adapter: adapters.Adapter | None = None
         self.heads: dict[str, heads.ScalarHead] = {}
+        self.context = context_file.Kept()
+        self.reduction: Reduction | None = None  # how visual tokens of a frame are made fewer
         self.end_ids = end_ids(tokenizer, net.generation_config.eos_token_id)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the folder with this config.json is one of the family's."""
+        return config.get("model_type") == cls.family
 
     @classmethod
     @abstractmethod
@@ -65,7 +90,14 @@ class Network(Decoder, ABC):
 
     @abstractmethod
     def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
-        """Vision tower over films of uint8 [F, H, W, 3]; differentiable in grad mode; each gives the same as alone."""
+        """Vision tower over films of uint8 [F, H, W, 3]; differentiable in grad mode; each gives the same as alone.
+
+        A picture is a film of one frame, or [H, W, 3] for a family with `stills`.
+        """
+
+    def shown(self, frames_FHWC: np.ndarray) -> np.ndarray:
+        """What of decoded frames (not of a picture) the tower sees, for people to look at."""
+        return frames_FHWC
 
     @abstractmethod
     def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
@@ -86,6 +118,15 @@ class Network(Decoder, ABC):
     def files(self) -> Mapping[str, Mapping[str, Any]]:
         """The processor's JSON files by name, as transformers reads them."""
 
+    def set_reduction(self, spec: str) -> None:
+        """Makes the visual tokens of a frame fewer, as `spec` says. Raises UserError where the family cannot."""
+        why = f"the visual tokens of {self.family} stay as its tower makes them"
+        raise UserError("this model's frames cannot be reduced", where="--context.reduce", why=why, fix="leave it out")
+
+    def sent(self, prompt: Prompt) -> Sent:
+        """A prompt with features as an engine in another process takes it; see engines.vllm."""
+        return Sent("embeds", prompt.ids)
+
     @cached_property
     def header(self) -> tuple[int, ...]:
         """The assistant header that ends every prompt."""
@@ -104,8 +145,11 @@ class Network(Decoder, ABC):
             else:
                 adapter_files.save(self.adapter, folder)
             heads.save(self.heads, folder)
-        self.tokenizer.save_pretrained(folder)
+        for own in (folder, *filter(Path.is_dir, folder.iterdir())):  # other adapters have folders inside
+            context_file.save(self.context, own)
+        self.tokenizer.save_pretrained(folder / self.words)
         for name, content in self.files().items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -7,6 +7,7 @@ Source: Qwen2.5-VL technical report (arXiv 2502.13923), Qwen's own code (as in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longtake.models.network import Sent
 from longtake.models.pixels import FramePixels, Pixels, processor_files, read_pixels
 from longtake.models.qwen_vl import QwenVL
 from longtake.records import Receipt
@@ -49,6 +51,22 @@ class Qwen25VL(QwenVL):
         shown = receipt.seconds
         return self.temporal_patch * (shown[-1] - shown[0]) / (len(shown) - 1) if not receipt.image else 0.0
 
+    def timed(self, sent: Sent, receipt: Receipt) -> Sent:
+        """With seconds between temporal patches whose multiples in float64, as vLLM takes them, fall on the whole
+        positions that ours in float32 fall on; where there are none, most do.
+        """
+        rate, count = self.net.config.vision_config.tokens_per_second, sent.grid[0]
+        time_T, k_T = self.times(count, self.seconds(receipt)), np.arange(count)
+        least, most = (time_T[1:] / k_T[1:]).max(initial=0.0), ((time_T[1:] + 1) / k_T[1:]).min(initial=np.inf)
+        seconds = float(least + most) / 2 / rate if count > 1 else 0.0
+        moved = int(((k_T * (seconds * rate)).astype(np.int64) != time_T).sum())
+        return replace(sent, seconds=seconds, moved=moved)
+
+    def times(self, count: int, apart: float) -> np.ndarray:
+        """int64 [count]: positions in time of temporal patches that lie `apart` seconds apart, from 0."""
+        rate = self.net.config.vision_config.tokens_per_second
+        return (torch.arange(count) * (torch.tensor(apart, dtype=torch.float32) * rate)).long().numpy()
+
     def positions(
         self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]], seconds: Sequence[float] | None = None
     ) -> Tensor:
@@ -64,9 +82,7 @@ class Qwen25VL(QwenVL):
         step_P, places = self.spread(ids, grids)
         spread_3P = np.zeros((3, len(step_P)), np.int64)
         for grid, place_TN, apart in zip(grids, places, seconds or [1.0] * len(grids), strict=True):
-            rate = self.net.config.vision_config.tokens_per_second
-            time_T = (torch.arange(grid[0]) * (torch.tensor(apart, dtype=torch.float32) * rate)).long().numpy()
-            spread_3P[0, place_TN] = time_T[:, None]
+            spread_3P[0, place_TN] = self.times(grid[0], apart)[:, None]
             spread_3P[1, place_TN], spread_3P[2, place_TN] = self.plane(grid)
             step_P[place_TN[-1, -1]] = spread_3P[:, place_TN].max() + 1
         return torch.from_numpy(spread_3P + (np.cumsum(step_P) - step_P))

@@ -7,15 +7,17 @@ Sources: Qwen3-VL technical report (arXiv 2511.21631), DeepStack (arXiv 2406.043
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from longtake.models.network import Sent
 from longtake.models.pixels import processor_files
 from longtake.models.qwen_vl import QwenVL
-from longtake.records import Receipt
+from longtake.records import Prompt, Receipt
 
 
 class Qwen3VL(QwenVL):
@@ -34,9 +36,20 @@ class Qwen3VL(QwenVL):
         the pad alone and so leaves a second pair of marks around it all, which the checkpoints never saw in training.
         """
         patch = f"{self.open}{self.video * self.tokens(grid)}{self.close}"
+        return "".join(f"<{middle:.1f} seconds>{patch}" for middle in self.middles(receipt))
+
+    def middles(self, receipt: Receipt) -> list[float]:
+        """Seconds at which a temporal patch stands: the middle of its frames."""
         seconds, stride = receipt.seconds, self.temporal_patch
-        middles = [(seconds[k] + seconds[k + stride - 1]) / 2 for k in range(0, len(seconds), stride)]
-        return "".join(f"<{middle:.1f} seconds>{patch}" for middle in middles)
+        return [(seconds[k] + seconds[k + stride - 1]) / 2 for k in range(0, len(seconds), stride)]
+
+    def block(self, prompt: Prompt, receipt: Receipt, grid: tuple[int, int, int]) -> tuple[int, int]:
+        """With the times before each temporal patch and the marks around it."""
+        stop = prompt.visual[-1][1] + 1
+        return stop - len(self.tokenizer(self.film(receipt, grid), add_special_tokens=False)["input_ids"]), stop
+
+    def timed(self, sent: Sent, receipt: Receipt) -> Sent:
+        return replace(sent, timestamps=tuple(self.middles(receipt)))
 
     def blocks(self, grid: tuple[int, int, int]) -> list[int]:
         """A run for every temporal patch."""

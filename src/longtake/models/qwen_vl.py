@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 from longtake.errors import UserError
 from longtake.models import attention as registered
 from longtake.models.checkpoint import network, read_tokenizer
-from longtake.models.network import Network, runs, token_of
+from longtake.models.network import Network, Sent, runs, token_of
 from longtake.models.pixels import Pixels, read_pixels
 from longtake.records import Features, Prompt, Question, Receipt
 
@@ -146,6 +146,25 @@ class QwenVL(Network):
         if receipt.image:
             return text.replace(mark, f"{self.open}{pad * self.tokens(grid)}{self.close}", 1)
         return text.replace(mark, self.film(receipt, grid), 1)
+
+    def sent(self, prompt: Prompt) -> Sent:
+        """The film or picture as one visual token, with what the engine needs to place it as we did."""
+        receipt = prompt.receipt
+        assert receipt is not None
+        grid = self.pixels.grid(receipt.width, receipt.height, len(receipt.indices))
+        start, stop = prompt.visual[0]
+        if receipt.image:
+            return Sent("image", (*prompt.ids[:start], self.pads[1], *prompt.ids[stop:]), grid)
+        start, stop = self.block(prompt, receipt, grid)
+        return self.timed(Sent("video", (*prompt.ids[:start], self.pads[0], *prompt.ids[stop:]), grid), receipt)
+
+    def block(self, prompt: Prompt, receipt: Receipt, grid: tuple[int, int, int]) -> tuple[int, int]:
+        """(start, stop) of all tokens of the prompt that an engine puts for a film."""
+        return prompt.visual[0]
+
+    @abstractmethod
+    def timed(self, sent: Sent, receipt: Receipt) -> Sent:
+        """With the film's times, as an engine reads them."""
 
     def tokens(self, grid: tuple[int, int, int]) -> int:
         """Visual tokens of one temporal patch."""

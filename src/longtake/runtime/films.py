@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from longtake.data.cache import FrameTier, Quarantine
+from longtake.data.subtitles import seen, told
 from longtake.errors import UserError
 from longtake.protocols import Model
 from longtake.records import Features, FramePolicy, Prompt, Question, Receipt
@@ -55,6 +56,7 @@ class Films:
         self._held = 0  # tokens of the prompts kept
         self._asked: set[Path] = set()  # films that decode() was asked for
         self.sets = 0  # of frames that may be encoded, as far as is known
+        self.subtitles = True  # whether those of the rows are read
         self.rated = False  # whether any of them is looked at by frames a second
 
     def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
@@ -93,22 +95,33 @@ class Films:
         """False for a question on a quarantined film."""
         return question.video is None or not self.quarantine.holds(Path(question.video))
 
+    def receipt(self, look: Look) -> Receipt | None:
+        """What the model will see of this look's film; None without one."""
+        film, policy, shuffled = look.seen()
+        return None if film is None else self._receipt(film, policy, shuffled)
+
+    def told(self, look: Look) -> Question:
+        """The question as the model reads it: with the film's subtitles. The control `no_video` takes frames alone."""
+        return told(look.question, look.policy) if self.subtitles else look.question
+
     def prompt(self, look: Look) -> Prompt:
         """The one token sequence for this look; the last ones made are kept, up to KEPT_TOKENS."""
         film, policy, shuffled = look.seen()
         key = (look.question.id, look.question.text, film, policy, shuffled)
         if key not in self._prompts:
-            prompt = self._made(look.question, film, policy, shuffled)
+            prompt = self._made(look)
             self._prompts[key] = prompt
             self._held += len(prompt.ids)
             while self._held > KEPT_TOKENS and len(self._prompts) > 1:
                 self._held -= len(self._prompts.pop(next(iter(self._prompts))).ids)
         return self._prompts[key]
 
-    def _made(self, question: Question, film: str | None, policy: FramePolicy, shuffled: bool) -> Prompt:
+    def _made(self, look: Look) -> Prompt:
+        question, (film, policy, shuffled) = self.told(look), look.seen()
         if film is None:
             return self.model.prompt(question, None, None)
-        receipt = self._receipt(film, policy, shuffled)
+        lines = len(seen(look.question, look.policy)) if self.subtitles else 0
+        receipt = replace(self._receipt(film, policy, shuffled), subtitles=lines)
         return self.model.prompt(question, receipt, self._handle(receipt, film, policy, shuffled))
 
     def features(self, handles: Sequence[str]) -> list[Features]:
@@ -118,7 +131,7 @@ class Films:
         """
         if self.store is not None:
             return self._stored(self.store, handles)
-        return self.model.encode([self._frames(*self._live[handle])[0] for handle in handles]) if handles else []
+        return self.model.encode([self._pixels(*self._live[handle]) for handle in handles]) if handles else []
 
     def _stored(self, store: FeatureStore, handles: Sequence[str]) -> list[Features]:
         found = {handle: store.get(handle) for handle in handles}
@@ -138,10 +151,15 @@ class Films:
         """The frames of a look, uint8 [F, H, W, 3], as the model gets them."""
         film, policy, shuffled = look.seen()
         assert film is not None
-        return self._frames(film, policy, shuffled)[0]
+        frames_FHWC, receipt = self._frames(film, policy, shuffled)
+        return frames_FHWC if receipt.image else self.model.shown(frames_FHWC)
+
+    def pixels(self, handle: str) -> np.ndarray:
+        """The frames behind the handle of a prompt, uint8 [F, H, W, 3]."""
+        return self._frames(*self._live[handle])[0]
 
     def _handle(self, receipt: Receipt, film: str, policy: FramePolicy, shuffled: bool) -> str:
-        handle = f"{receipt.content}:{receipt.indices}:{receipt.width}x{receipt.height}"
+        handle = f"{receipt.content}:{receipt.indices}:{receipt.width}x{receipt.height}{receipt.image:d}"
         if self.store is not None:
             handle = self.store.key(receipt)
         self._live[handle] = (film, policy, shuffled)
@@ -157,7 +175,9 @@ class Films:
         )
 
     def _pixels(self, film: str, policy: FramePolicy, shuffled: bool) -> np.ndarray:
-        return self._frames(film, policy, shuffled)[0]
+        """As `encode` takes them."""
+        frames_FHWC, receipt = self._frames(film, policy, shuffled)
+        return frames_FHWC[0] if receipt.image and self.model.stills else frames_FHWC
 
     def _frames(self, film: str, policy: FramePolicy, shuffled: bool) -> tuple[np.ndarray, Receipt]:
         frames_FHWC, receipt = self.tier.take(Path(film), policy, self.model.fit, self.model.temporal_patch)

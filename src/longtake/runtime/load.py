@@ -14,10 +14,13 @@ import torch
 from torch import nn
 
 from longtake.errors import UserError
-from longtake.models import adapter_files, adapters, heads
+from longtake.models import adapter_files, adapters, context_file, heads
 from longtake.models.base import check_mark
 from longtake.models.checkpoint import read_json
+from longtake.models.llava_next_video import LlavaNext, LlavaNextVideo
+from longtake.models.llava_original import LlavaOriginal
 from longtake.models.network import Network
+from longtake.models.nvila import NVILA
 from longtake.models.quantize import check_quantize, nf4
 from longtake.models.quiet import quiet
 from longtake.models.qwen2_5_vl import Qwen25VL
@@ -35,11 +38,14 @@ def load_model(
     dtype: str = "auto",
     device: str | torch.device | None = None,
     quantize: str | None = None,
+    rope: str | None = None,
+    reduce: str | None = None,
 ) -> Network:
     """The model of a folder or hub id, in evaluation mode on `device` (default: CUDA where there is one).
 
     An adapter's folder is its base with the adapter on. `dtype` is "auto" (as saved) or one of DTYPES; `quantize` is
-    "nf4" for decoder layers in four bits. Raises UserError.
+    "nf4" for decoder layers in four bits; `rope` scales positions (models.rope), `reduce` makes visual tokens fewer
+    (default for both: as in training). Raises UserError.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"no dtype {dtype!r}", fix="one of auto, " + ", ".join(DTYPES))
@@ -52,6 +58,7 @@ def load_model(
     try:
         with quiet():
             model = family.load(base, folder, DTYPES.get(dtype, "auto"))
+            context_file.settle(model, folder, base, rope, reduce)
             if quantize:
                 nf4(model.layers)
             model.net.to(where).eval()
@@ -85,15 +92,16 @@ def base_of(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
     return str(path or name), base
 
 
-FAMILIES = {family.family: family for family in (Qwen3VL, Qwen25VL, Qwen3)}
+FAMILIES: tuple[type[Network], ...] = (Qwen3VL, Qwen25VL, Qwen3, NVILA, LlavaNextVideo, LlavaNext, LlavaOriginal)
 
 
 def _family(config: dict[str, Any], folder: Path) -> type[Network]:
-    kind = str(config.get("model_type", ""))
-    if kind in FAMILIES:
-        return FAMILIES[kind]
-    near = difflib.get_close_matches(kind, FAMILIES, 1)
-    why = f"model_type is {kind!r}; longtake has " + ", ".join(FAMILIES)
+    for family in FAMILIES:
+        if family.reads(config):
+            return family
+    kind, names = str(config.get("model_type", "")), [family.family for family in FAMILIES]
+    near = difflib.get_close_matches(kind, names, 1)
+    why = f"model_type is {kind!r}; longtake has " + ", ".join(names)
     raise UserError("unsupported model", where=str(folder), why=why, fix=f"did you mean {near[0]}?" if near else "")
 
 
@@ -119,20 +127,20 @@ def find_folder(name_or_path: str | Path) -> Path:
 
 
 def weights_version(model: Model) -> str:
-    """16 hex digits that change whenever a parameter does."""
-    return _fingerprint(model.net, "")
+    """16 hex digits that change whenever a parameter does, or the scale of positions."""
+    return _fingerprint(model.net, model.context.rope or "")
 
 
 def base_version(model: Model) -> str:
     """16 hex digits of the network without its adapter."""
     own = model.adapter
     aside = () if own is None else (id(x) for name in (adapters.NAME, *own.others) for x in own.weights(name).values())
-    return _fingerprint(model.net, "", frozenset(aside))
+    return _fingerprint(model.net, model.context.rope or "", frozenset(aside))
 
 
 def tower_fingerprint(model: Model) -> str:
-    """16 hex digits of all that features depend on: the tower's weights and dtype, and the processor's constants."""
-    return _fingerprint(model.tower, repr(model.pixels))
+    """16 hex digits of all that features depend on: tower, its dtype, the processor's constants, the reduction."""
+    return _fingerprint(model.tower, repr(model.pixels) + (repr(model.reduction) if model.reduction else ""))
 
 
 def _fingerprint(module: nn.Module, extra: str, aside: frozenset[int] = frozenset()) -> str:
