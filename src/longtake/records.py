@@ -61,6 +61,16 @@ class Receipt:
     tokens: int  # visual tokens they became (0 before a model counted them)
     cut: str  # what was left out and why, "" if nothing: "capped at 64 of 128 frames asked for"
     image: bool = False  # it was one picture, and the model was shown a picture, no film
+    subtitles: int = 0  # lines of them that stood before the question
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """A subtitle. Example: Cue(12.3, 14.0, "Where is the ball?")."""
+
+    start: float  # seconds
+    end: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,7 @@ class Question:
     hops: int = 0  # reasoning steps that the answer needs; 0 = unknown
     evidence: tuple[tuple[float, float], ...] = ()  # seconds (start, stop)
     policy: FramePolicy | None = None  # the row's own window or frame rate, if it names one
+    subtitles: tuple[Cue, ...] = ()  # of the film; data.subtitles says which are read
     row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # the JSON row, for users' rewards
 
 

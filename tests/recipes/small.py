@@ -107,7 +107,7 @@ def stage(monkeypatch: Any, model: Any = None) -> Stage:
     for place in (session, load):
         monkeypatch.setattr(place, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(session, "open_films", lambda *_, **__: made)
-    monkeypatch.setattr(session, "decode", lambda films, questions, *_: list(questions))
+    monkeypatch.setattr(session, "decode", lambda films, questions, *_, **__: list(questions))
     for name in ("save", "save_model"):
         monkeypatch.setattr(resumed, name, lambda *_: Path("model"))
     monkeypatch.setattr("longtake.train.keep.keep", lambda *_: None)

@@ -50,7 +50,7 @@ def exact():
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    monkeypatch.setattr(preference, "decode", lambda films, questions, *_: list(questions))
+    monkeypatch.setattr(preference, "decode", lambda films, questions, *_, **__: list(questions))
     return stage(monkeypatch)
 
 

@@ -148,7 +148,12 @@ def test_rubrics_score_each_answer_once(world: World, tmp_path: Path, words: Pat
 
 def test_another_model_may_judge_and_caption(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, loaded = load.load_model, list[str]()
-    monkeypatch.setattr(cast, "load_model", lambda name, dtype: (loaded.append(str(name)), real(name, dtype))[1])
+
+    def load_model(name: str, *given: Any, **more: Any) -> Any:
+        loaded.append(str(name))
+        return real(name, *given, **more)
+
+    monkeypatch.setattr(cast, "load_model", load_model)
     run(config(world, tmp_path / "run", judge=Judge(model=other(world, tmp_path), max_tokens=4)))
     assert [Path(name).name for name in loaded] == ["model", "other"]
     loaded.clear()

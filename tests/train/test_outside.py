@@ -89,7 +89,7 @@ def test_log_probabilities_are_the_trainers_and_weights_the_ratio(local, prompts
     sampled = engine.generate(prompts, DRAWS, 7)
     groups = [group for kept in rollout(outside, local, prompts) for group in kept.groups]
     assert [[a.ids for a in g.answers] for g in groups] == [[a.ids for a in g.answers] for g in sampled]
-    weights = []
+    weights, ours, theirs = [], [], []
     for group, before in zip(groups, sampled, strict=True):
         for answer, old in zip(group.answers, before.answers, strict=True):
             want = one(local, group.prompt, answer.ids)
@@ -98,10 +98,13 @@ def test_log_probabilities_are_the_trainers_and_weights_the_ratio(local, prompts
             (weight,) = plain.weights(want, old.logprob, [0] * len(want), cap)
             assert answer.correction == pytest.approx(weight, rel=1e-4)  # the engine's came as float32
             weights.append(weight)
+            ours += want
+            theirs += old.logprob
     assert cap == 0 or 0.0 in weights
     numbers = outside.numbers()
     assert numbers["engine_masked"] == pytest.approx(weights.count(0.0) / len(weights))
-    assert 0 < numbers["engine_kl"] < numbers["engine_gap"]
+    assert numbers["engine_kl"] == pytest.approx(plain.kl(ours, theirs), rel=1e-3)
+    assert numbers["engine_gap"] == pytest.approx(max(abs(a - b) for a, b in zip(ours, theirs, strict=True)), rel=1e-3)
     assert engine.loaded == ["step-3"]
     assert not outside.seen
 
@@ -135,7 +138,8 @@ def test_the_first_answers_must_agree(local, prompts) -> None:
     assert "nats" in raised.value.why
     outside.gate = 9.0
     rollout(outside, local, prompts)
-    outside.gate = 1e-3  # later ones are watched, not gated
+    assert outside.checked  # later ones are watched, not gated
+    outside.gate = 1e-3
     rollout(outside, local, prompts)
 
 

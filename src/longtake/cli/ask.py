@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from longtake.config import Settings
 from longtake.errors import UserError
 from longtake.log import Log
+from longtake.train.context_settings import Context
 from longtake.train.settings import Dtype, Video
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Config(Settings):
     dtype: Dtype = Field("auto", description="of the weights; auto = as saved")
     seed: int = Field(0, description="of sampling, above temperature 0")
     video: Video = Field(Video(), description="which frames are looked at")
+    context: Context = Field(Context(), description="how more film fits into the model")
 
     @model_validator(mode="after")
     def _used(self) -> Config:
@@ -49,27 +51,22 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Returns {"answer", "finish", "unknown_words", "receipt"}."""
-    from longtake.data.album import album
     from longtake.data.cache import FrameTier, Quarantine
-    from longtake.data.damage import fault
-    from longtake.data.pictures import film_stamp
     from longtake.data.strip import save_strip
     from longtake.engines.local import LocalEngine
     from longtake.records import Draw, Question
     from longtake.runtime.films import Films, Look
     from longtake.runtime.load import load_model
     from longtake.runtime.words import unknown
+    from longtake.train.reach import check_prompt
 
     if not config.question.strip():
         raise UserError("the question is empty", fix='longtake ask film.mp4 "What happens?" --model …')
     if any("\ud800" <= letter <= "\udfff" for letter in config.question):
         why, fix = "this locale knows plain ASCII only", "set LC_ALL=C.UTF-8 and ask again"
         raise UserError("the question cannot be read", why=why, fix=fix)
-    if album(config.film) is not None:  # a model may take minutes to load
-        film_stamp(config.film)
-    elif wrong := fault(config.film):
-        raise UserError(wrong[0], where=str(config.film), why=wrong[1], fix=wrong[2])
-    model = load_model(config.model, config.dtype)
+    _check_film(config.film)  # a model may take minutes to load
+    model = load_model(config.model, config.dtype, rope=config.context.rope, reduce=config.context.reduce)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         films = Films(model, FrameTier(config.video.tier or folder), None, Quarantine(folder))
@@ -77,6 +74,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         look = Look(question, config.video.policy(question, 0))
         films.tier.fill({config.film: [look.policy]}, model.fit, workers=0)
         prompt = films.prompt(look)
+        check_prompt(model, prompt, config.max_tokens, "fewer --video.frames or --max-tokens")
         engine = LocalEngine(model, films.features, "")
         answer = engine.generate([prompt], [[Draw(config.temperature, config.seed)]], config.max_tokens)[0].answers[0]
         if config.strip is not None:
@@ -89,6 +87,18 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         log.say(f"the answer was cut at {config.max_tokens} tokens: raise --max-tokens")
     found = {"answer": answer.text, "finish": answer.finish, "unknown_words": strange}
     return found | {"receipt": asdict(prompt.receipt)}
+
+
+def _check_film(film: Path) -> None:
+    """Raises UserError for one that cannot be looked at."""
+    from longtake.data.album import album
+    from longtake.data.damage import fault
+    from longtake.data.pictures import film_stamp
+
+    if album(film) is not None:
+        film_stamp(film)
+    elif wrong := fault(film):
+        raise UserError(wrong[0], where=str(film), why=wrong[1], fix=wrong[2])
 
 
 def told(receipt: Receipt) -> str:

@@ -108,7 +108,7 @@ def made(config: Config, found: Known, device: Device, rates: Rates, item: float
     asked = config.steps * config.questions // config.questions_per_film
     return Plan(
         found.name, found.shape, device, config.probe, _trains(config), columns, BUDGETS, largest, tuple(advice),
-        min(config.films or asked, asked), found.notes,
+        min(config.films or asked, asked), found.notes, found.reach,
     )  # fmt: skip
 
 
@@ -201,6 +201,7 @@ def _column(config: Config, found: Known, device: Device, rates: Rates, way: Way
         seconds=seconds,
         room=room(shape, work, way, together),
         fits=fits(shape, work, way, device.bytes, device.host, together),
+        scale=-(-(round(work.prefix) + config.max_tokens) // found.reach) if found.reach else 0,
         step_s=step_s,
         hours=(config.steps * step_s + first) / 3600,
         tier=films * PIXEL_BYTES * work.visual * shape.merge * 2 * 14**2,

@@ -14,6 +14,7 @@ from longtake.config import Settings, suggest
 from longtake.errors import UserError
 from longtake.log.files import read_json
 from longtake.maths.shapes import PRESETS, Shape, UnknownShape, shape_of
+from longtake.models.rope import reach
 
 PER_FRAME = 70.0  # tokens, where no processor says otherwise (performance.md; about 330 x 330 pixels)
 TIME = 4.5  # tokens of marks and times a frame (Qwen3-VL writes them for every two)
@@ -49,6 +50,7 @@ class Known:
     shape: Shape
     per_frame: Callable[[int], float]  # tokens of a frame where that many are looked at
     notes: tuple[str, ...]  # what was assumed; the last one of tokens a frame
+    reach: int = 0  # positions it knows where every token takes one; 0 = unknown, or M-RoPE, which takes fewer
 
 
 def known(model: str | None, sizes: Sizes | None, per_frame: float | None = None) -> Known:
@@ -92,16 +94,48 @@ def _read(name: str, folder: Path) -> Known:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError("not a model: no config.json", where=str(folder), fix="name the folder that holds it")
-    config = read_json(file)
+    read = read_json(file)
+    config = _usual(read) if isinstance(read, dict) else {}
     try:
-        shape = shape_of(config if isinstance(config, dict) else {})
+        shape = shape_of(config)
     except UnknownShape as error:
         fix = "give the sizes: --sizes.layers … --sizes.width … (longtake plan --help)"
         raise UserError(f"config.json does not say {error}", where=str(file), fix=fix) from error
+    longest = _reach({**config, **(config.get("text_config") or {})})
+    if (each := _fixed(config)) is not None:
+        return Known(name, shape, lambda _: each, (f"tokens a frame: {each:g}, by config.json",), longest)
     for part in ("video_preprocessor_config.json", "preprocessor_config.json"):
         if (folder / part).is_file() and (found := _per_frame(read_json(folder / part), shape)):
-            return Known(name, shape, found, (f"tokens a frame: {part}, films of 1280 x 720",))
-    return Known(name, shape, lambda _: PER_FRAME, (_assumed(),))
+            return Known(name, shape, found, (f"tokens a frame: {part}, films of 1280 x 720",), longest)
+    return Known(name, shape, lambda _: PER_FRAME, (_assumed(),), longest)
+
+
+def _usual(config: dict[str, Any]) -> dict[str, Any]:
+    """NVILA's config.json, which names its parts `_cfg`, as transformers would write it; others as they are."""
+    parts = {"text_config": config.get("llm_cfg"), "vision_config": config.get("vision_tower_cfg")}
+    return config | {key: part for key, part in parts.items() if isinstance(part, dict)}
+
+
+def _fixed(config: dict[str, Any]) -> float | None:
+    """Tokens of a frame where all frames become as many: LLaVA-NeXT-Video, and NVILA with its newline; else None."""
+    vision, projector = config.get("vision_config"), config.get("mm_projector_cfg")
+    image, patch = (vision.get(key) for key in ("image_size", "patch_size")) if isinstance(vision, dict) else (0, 0)
+    if not isinstance(image, int) or not isinstance(patch, int) or patch < 1:
+        return None
+    if "pool_sizes" in str(config.get("video_encoder")):  # NVILA-8B-Video pools over frames
+        return None
+    grid = image // patch
+    if config.get("model_type") == "llava_next_video":
+        return float((grid // int(config.get("spatial_pool_stride", 2))) ** 2)
+    kind = str(projector.get("mm_projector_type", "")) if isinstance(projector, dict) else ""
+    down = re.fullmatch(r"mlp_downsample(?:_(\d)x\1_fix)?", kind)
+    return float((-(-grid // int(down.group(1) or 2))) ** 2 + 1) if down else None
+
+
+def _reach(text: dict[str, Any]) -> int:
+    longest = text.get("max_position_embeddings")
+    parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return reach(parameters, longest) if isinstance(longest, int) and "mrope_section" not in parameters else 0
 
 
 def _per_frame(constants: Any, shape: Shape) -> Callable[[int], float] | None:

@@ -50,6 +50,7 @@ class Column:
     seconds: Seconds  # of one film in one step
     room: Room
     fits: bool
+    scale: int  # by which positions must be scaled for the longest sequence: 1 = as they are, 0 = not known
     step_s: float  # of a whole step, films cached
     hours: float  # of the run
     tier: float  # bytes on disk, all films: decoded frames
@@ -72,6 +73,7 @@ class Plan:
     advice: tuple[Saving, ...]  # for the last column
     films: int
     notes: tuple[str, ...]
+    reach: int  # positions that the model knows; 0 = not known
 
 
 def text(plan: Plan) -> str:
@@ -96,6 +98,7 @@ def _table(plan: Plan) -> list[str]:
     rows: list[tuple[str, list[str]]] = [
         ("frames", [f"{c.work.frames:,}" for c in columns]),
         ("prefix tokens", [f"{c.work.prefix:,}" for c in columns]),
+        *_context(plan),
         ("kept of a prefix", [KEEPS[c.way.keep] for c in columns]),
         (f"seconds a film, G = {columns[0].work.group}", []),
     ]
@@ -119,6 +122,12 @@ def _table(plan: Plan) -> list[str]:
     rows.append(("  hours", [_short(c.hours) for c in columns]))
     rows += _disk(plan)
     return _aligned(rows)
+
+
+def _context(plan: Plan) -> Iterable[tuple[str, list[str]]]:
+    """What --context.rope must be."""
+    if plan.reach:
+        yield f"context of {plan.reach:,}", [f"linear:{c.scale}" if c.scale > 1 else "fits" for c in plan.columns]
 
 
 def _disk(plan: Plan) -> Iterable[tuple[str, list[str]]]:
@@ -148,7 +157,12 @@ def _advice(plan: Plan) -> list[str]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    return ["", *plan.notes] if plan.notes else []
+    notes = list(plan.notes)
+    if any(column.scale > 1 for column in plan.columns):
+        notes.insert(
+            0, "beyond the context a run is refused: --context.rope as above, fewer frames or --context.reduce"
+        )
+    return ["", *notes] if notes else []
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -165,6 +179,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             {"change": s.knob.words, "same": s.knob.same, "gb": s.bytes / GB, "seconds": s.seconds} for s in plan.advice
         ],
         "notes": list(plan.notes),
+        "context": plan.reach or None,
     }
 
 
@@ -175,6 +190,7 @@ def _column(column: Column) -> dict[str, Any]:
     return {
         "frames": column.work.frames,
         "prefix": column.work.prefix,
+        "context_factor": column.scale or None,
         "keep": column.way.keep,
         "seconds": asdict(column.seconds) | {"together": column.seconds.cached},
         "gb": held,

@@ -35,6 +35,9 @@ STAGES = {
     "ppo": Stage("longtake.recipes.ppo", "learn from a reward model, with a value model (PPO)", ("rows",), True),
     "rounds": Stage("longtake.recipes.rounds", "judge and dpo in turns: sample, judge, learn, again", ("rows",), True),
     "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True, True),
+    "parity": Stage(
+        "longtake.recipes.parity", "do engine and trainer agree: tokens, positions, log-probabilities", ("rows",), True
+    ),
     "plan": Stage("longtake.cli.plan", "what a run will need: memory, seconds, disk", ("model",), speaks=True),
     "merge": Stage("longtake.cli.merge", "write a LoRA into its base: one plain model", ("model",), speaks=True),
     "ask": Stage("longtake.cli.ask", "answer a question about a film", ("film", "question"), speaks=True),

@@ -14,8 +14,9 @@ from typing import TypeVar
 from longtake.data.fields import FILM, located
 from longtake.data.jsonrows import Malformed, Numbered, numbered_rows
 from longtake.data.readers import REASONING, Draft, drafts
+from longtake.data.subtitles import subtitles_of
 from longtake.errors import UserError
-from longtake.records import Example, FramePolicy, Question, Span
+from longtake.records import Cue, Example, FramePolicy, Question, Span
 
 T = TypeVar("T")
 
@@ -106,7 +107,11 @@ def _gather(path: Path, videos: Path | None, learn: bool) -> tuple[list[_Prompt]
     found, bad = read_drafts(path)
     prompts: dict[str, _Prompt] = {}
     for place, draft in found:
-        question = _question(draft, videos or path.parent, prompts)
+        try:
+            question = _question(draft, videos or path.parent, prompts)
+        except Malformed as flaw:  # of its subtitles
+            bad.append(Bad(place, draft.id, flaw.reason, flaw.fix))
+            continue
         known = prompts.get(question.id)
         flaw = _flaw(draft, learn) or (_clash(known, question, draft) if known else None)
         if flaw:
@@ -119,7 +124,10 @@ def _gather(path: Path, videos: Path | None, learn: bool) -> tuple[list[_Prompt]
 
 
 def question_from(draft: Draft, root: Path) -> Question:
-    """The draft as it stands, its film or picture looked for from `root` on."""
+    """The draft as it stands, its film or picture and subtitles looked for from `root` on. Raises Malformed."""
+    given = draft.row.get("subtitles")
+    if given is not None and (draft.film is None or draft.image):
+        raise Malformed("subtitles without a film", "name the film, or take the key `subtitles` out of the row")
     return Question(
         id=draft.id,
         video=None if draft.film is None else str(root / draft.film) if draft.image else located(root, draft.film),
@@ -130,7 +138,8 @@ def question_from(draft: Draft, root: Path) -> Question:
         hops=draft.hops,
         evidence=draft.evidence,
         policy=draft.policy,
-        row=draft.row,
+        subtitles=() if given is None else subtitles_of(given, root),
+        row=draft.row | {"subtitles": str(root / given)} if isinstance(given, str) else draft.row,
     )
 
 
@@ -172,8 +181,8 @@ def _clash(known: _Prompt, question: Question, draft: Draft) -> Malformed | None
     return None
 
 
-def _prompt(question: Question) -> tuple[str | None, str, FramePolicy | None]:
-    return question.video, question.text, question.policy
+def _prompt(question: Question) -> tuple[str | None, str, FramePolicy | None, tuple[Cue, ...]]:
+    return question.video, question.text, question.policy, question.subtitles
 
 
 def _unless(good: list[T], bad: list[Bad], path: Path) -> list[T]:

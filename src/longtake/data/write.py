@@ -33,6 +33,8 @@ def canonical(question: Question, folder: Path, answer: str | None = None) -> di
         content.append({"type": kind, kind: path, **_video_keys(question.policy)})
     content.append({"type": "text", "text": question.text})
     row = {key: value for key, value in question.row.items() if key not in OTHERS}
+    if isinstance(row.get("subtitles"), str):
+        row["subtitles"] = os.path.relpath(row["subtitles"], folder)
     told = [_turn("assistant", (Span(answer),))] if answer is not None else _told(question)
     known = {
         "id": question.id,

@@ -15,11 +15,13 @@ from longtake.config import Settings
 from longtake.errors import UserError
 from longtake.log import Log, append_jsonl, begin, finish, read_jsonl
 from longtake.log.files import write_jsonl
+from longtake.train.context_settings import Context
+from longtake.train.engine_settings import Engine
 from longtake.train.settings import Dtype, Video
 
 if TYPE_CHECKING:
-    from longtake.engines.local import LocalEngine
     from longtake.eval.summary import Outcome
+    from longtake.protocols import Engine as Answers
     from longtake.records import FramePolicy, Question
     from longtake.runtime.films import Films, Look
 
@@ -41,9 +43,12 @@ class Config(Settings):
     dtype: Dtype = Field("auto", description="of the weights; auto = as saved")
     seed: int = Field(0, description="of sampling and of the surface model's folds")
     video: Video = Field(Video(), description="every number in frames is evaluated")
+    context: Context = Field(Context(), description="how more film fits into the model")
+    engine: Engine = Field(Engine(), description="what answers")
 
     @model_validator(mode="after")
     def _used(self) -> Config:
+        self.engine.answers()
         if self.blind and (idle := self.model_fields_set - {"rows", "blind", "seed"}):
             raise ValueError(f"--blind looks at no film and asks no model: leave out {', '.join(sorted(idle))}")
         if len(set(self.controls)) < len(self.controls):
@@ -68,42 +73,46 @@ def run(config: Config, log: Log) -> dict[str, Any]:
 def evaluate(config: Config, log: Log) -> dict[str, Any]:
     """Every setting in turn; a setting that is on disk is not asked again."""
     from longtake.data.rows import sift_questions
-    from longtake.engines.local import LocalEngine
     from longtake.eval.summary import summary
     from longtake.eval.table import table
     from longtake.rewards.mix import Mix
-    from longtake.runtime.load import load_model, weights_version
-    from longtake.train.session import decode, open_films, read_rows
+    from longtake.train.engines import engine_of, films_of
+    from longtake.train.session import decode, read_rows
 
     reads = (config.rows, str(config.model))
     if known := begin(log, "eval", config, config.out, fresh=config.fresh, reads=reads, makes=["eval.json"]):
         return known
     rows = read_rows(sift_questions, config.rows, config.video, log)
     Mix({"accuracy": 1.0}).check(rows)
-    with log.phase("load"):
-        model = load_model(str(config.model), config.dtype)
-    films = open_films(model, config.video, config.out, frozen=True)
+    name = str(config.model)
+    films = films_of(config.engine, name, config.dtype, config.context, config.video, config.out, log)
     policies = config.video.policies()
     settings = [(policy, "") for policy in policies] + [(policies[-1], control) for control in config.controls]
     questions = decode(
-        films, rows, config.video, log, lambda q: [look.seen()[1] for look in looks(config, [q], settings)]
+        films,
+        rows,
+        config.video,
+        log,
+        lambda q: [look.seen()[1] for look in looks(config, [q], settings)],
+        lambda q: config.max_tokens,
     )
     if len(policies) > 1 and (fixed := [q.id for q in questions if q.policy and (q.policy.frames or q.policy.fps)]):
         why = f"row {fixed[0]} says how many frames it wants, so every number of frames would be the same question"
         raise UserError("the rows fix their own frames", where=str(config.rows), why=why, fix="one --video.frames")
-    engine = LocalEngine(model, films.features, weights_version(model))
     outcomes: list[Outcome] = []
     log.cut_after(0)  # settings that are on disk are told again
-    for step, (policy, control) in enumerate(settings, 1):
-        frames = policy.frames or 0
-        paths = [config.out / "outcomes" / f"{frames}-{way}-{control or 'none'}.jsonl" for way in ("sampled", "greedy")]
-        found = [_read(row) for path in paths if path.exists() for row in read_jsonl(path)]
-        if len(found) != 2 * len(questions):  # not asked yet, or a file was cut short
-            found = _setting(config, engine, films, questions, policy, control, log, paths)
-        outcomes += found
-        sampled = [o.correct for o in found if o.temperature]
-        log.step(step, len(settings), {"frames": float(frames), "accuracy": sum(sampled) / len(sampled)})
-    result = summary(str(config.model), outcomes)
+    with engine_of(config.engine, name, films, config.out, log) as engine:
+        for step, (policy, control) in enumerate(settings, 1):
+            frames = policy.frames or 0
+            stems = [f"{frames}-{way}-{control or 'none'}" for way in ("sampled", "greedy")]
+            paths = [config.out / "outcomes" / f"{stem}.jsonl" for stem in stems]
+            found = [_read(row) for path in paths if path.exists() for row in read_jsonl(path)]
+            if len(found) != 2 * len(questions):  # not asked yet, or a file was cut short
+                found = _setting(config, engine, films, questions, policy, control, log, paths)
+            outcomes += found
+            sampled = [o.correct for o in found if o.temperature]
+            log.step(step, len(settings), {"frames": float(frames), "accuracy": sum(sampled) / len(sampled)})
+    result = summary(name, outcomes)
     if chances := [1 / len(question.options) for question in questions if question.options]:
         result["chance"] = sum(chances) / len(chances)
     log.say(table(result))
@@ -124,7 +133,7 @@ def looks(config: Config, questions: list[Question], settings: list[tuple[FrameP
 
 def _setting(
     config: Config,
-    engine: LocalEngine,
+    engine: Answers,
     films: Films,
     questions: list[Question],
     policy: FramePolicy,

@@ -10,11 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtake.config import Settings
 from longtake.log import Log, append_jsonl, begin, finish, read_jsonl
 from longtake.log.files import write_jsonl
+from longtake.train.context_settings import Context
+from longtake.train.engine_settings import Engine
 from longtake.train.settings import Dtype, Video
 
 if TYPE_CHECKING:
@@ -40,19 +42,25 @@ class Config(Settings):
     dtype: Dtype = Field("auto", description="of the weights; auto = as saved")
     seed: int = Field(0, description="of sampling and frame choice")
     video: Video = Field(Video(), description="which frames are looked at")
+    context: Context = Field(Context(), description="how more film fits into the model")
+    engine: Engine = Field(Engine(), description="what answers")
+
+    @model_validator(mode="after")
+    def _used(self) -> Config:
+        self.engine.answers()
+        return self
 
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Answers and splits; returns the number of rows in each split and the histogram of pass rates."""
     from longtake.data.rows import sift_questions
-    from longtake.engines.local import LocalEngine
     from longtake.rewards.mix import Mix
     from longtake.runtime.films import Look
-    from longtake.runtime.load import load_model, weights_version
+    from longtake.train.engines import engine_of, films_of
     from longtake.train.keep import keep
     from longtake.train.keys import keyed
     from longtake.train.rollout import rollout
-    from longtake.train.session import decode, encode, open_films, read_rows
+    from longtake.train.session import decode, encode, read_rows
 
     files = SPLITS + (RIGHT,) * (config.keep_right > 0)
     reads, makes = (config.rows, config.model), ("summary.json", *(f"{name}.jsonl" for name in files))
@@ -60,33 +68,31 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         return known
     reward, rows = Mix({"accuracy": 1.0}), read_rows(sift_questions, config.rows, config.video, log)
     reward.check(rows)
-    with log.phase("load"):
-        model = load_model(config.model, config.dtype)
-    films = open_films(model, config.video, config.out, frozen=True)
-    questions = decode(films, rows, config.video, log)
-    engine = LocalEngine(model, films.features, weights_version(model))
+    films = films_of(config.engine, config.model, config.dtype, config.context, config.video, config.out, log)
+    questions = decode(films, rows, config.video, log, answers=lambda _: config.max_tokens)
     rates_file = config.out / "rates.jsonl"
     lines = read_jsonl(rates_file) if rates_file.exists() else []
     log.cut_after(len(lines))  # a kill may fall between telling a batch and keeping it
     done = {name for line in lines for name in line["rates"]}
 
     starts = range(0, len(questions), config.batch)
-    for step, start in enumerate(starts, 1):
-        batch = questions[start : start + config.batch]
-        if done.issuperset(question.id for question in batch):
-            continue
-        looks = [Look(q, config.video.policy(q, keyed(config.seed, "frames", q.id))) for q in batch]
-        encode(films, looks, log)
-        with log.phase("rollout"):
-            seen = rollout(
-                engine, films, looks, [config.temperature] * config.answers, reward, config.max_tokens,
-                config.seed, "difficulty",
-            )  # fmt: skip
-        if step == 1:
-            keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
-        log.step(step, len(starts), {"accuracy": seen.accuracy})
-        lines.append({"batch": step, **tally(config, seen)})
-        append_jsonl(rates_file, lines[-1])
+    with engine_of(config.engine, config.model, films, config.out, log) as engine:
+        for step, start in enumerate(starts, 1):
+            batch = questions[start : start + config.batch]
+            if done.issuperset(question.id for question in batch):
+                continue
+            looks = [Look(q, config.video.policy(q, keyed(config.seed, "frames", q.id))) for q in batch]
+            encode(films, looks, log)
+            with log.phase("rollout"):
+                seen = rollout(
+                    engine, films, looks, [config.temperature] * config.answers, reward, config.max_tokens,
+                    config.seed, "difficulty",
+                )  # fmt: skip
+            if step == 1:
+                keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
+            log.step(step, len(starts), {"accuracy": seen.accuracy})
+            lines.append({"batch": step, **tally(config, seen)})
+            append_jsonl(rates_file, lines[-1])
     return finish(log, write_files(config, questions, lines))
 
 

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from longtake.config import Settings
 from longtake.log import Log, begin, finish
 from longtake.train.adapter_settings import Adapter
+from longtake.train.context_settings import Context
 from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Dtype, Optim, Video
 
@@ -52,6 +53,7 @@ class Config(Settings):
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order, frame choice and the split")
     video: Video = Field(Video(), description="which frames are looked at")
+    context: Context = Field(Context(), description="how more film fits into the model")
     optim: Optim = Field(Optim(lr=5e-6), description="AdamW")
     adapter: Adapter = Field(Adapter(), description="a LoRA on the decoder, or all weights")
     prefix_gradient: PrefixGradient = Field(

@@ -27,6 +27,8 @@ from pydantic import Field, model_validator
 from longtake.config import Settings
 from longtake.log import Log, begin, finish, read_jsonl
 from longtake.train.adapter_settings import Adapter
+from longtake.train.context_settings import Context
+from longtake.train.engine_settings import Engine
 from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Dtype, Optim, Video
 
@@ -73,15 +75,18 @@ class Config(Settings):
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order, frame choice and sampling")
     video: Video = Field(Video(), description="which frames are looked at")
+    context: Context = Field(Context(), description="how more film fits into the model")
     optim: Optim = Field(Optim(lr=1e-5), description="AdamW")
     adapter: Adapter = Field(Adapter(), description="a LoRA on the decoder, or all weights")
     prefix_gradient: PrefixGradient = Field(
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
     memory: Memory = Field(Memory(), description="what is held at once")
+    engine: Engine = Field(Engine(), description="what samples the answers")
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
+        self.engine.trains(self.adapter.kind)
         if self.overlong > self.max_tokens:
             raise ValueError(f"overlong {self.overlong} is more than max_tokens {self.max_tokens}: lower it")
         return self
@@ -92,6 +97,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.rewards.mix import Mix
     from longtake.rewards.model import find, scorers
     from longtake.train import policy
+    from longtake.train.engines import outside_of
     from longtake.train.keep import keep
     from longtake.train.session import decode, open_session
     from longtake.train.step import Objective
@@ -107,24 +113,27 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     with log.phase("load"):
         limits = memory.row_tokens, memory.answer_tokens
         models = scorers(reward.models, session.model, session.films.features, *limits, session.prefixes)
-    sampler = policy.Sampler(
-        decode(session.films, rows, config.video, log), config.questions, config.refill, config.video, reward, heats,
-        config.max_tokens, memory.row_tokens, config.seed, models,
-    )  # fmt: skip
+    questions = decode(session.films, rows, config.video, log, answers=lambda _: config.max_tokens)
     objective = Objective(algorithm.loss, on_policy, config.temperature)
     learn = _one_forward if on_policy and algorithm.scale else _rewards_first
 
-    for step in range(session.progress.step, config.steps):
-        answered, kept, sums, norm = learn(config, session, sampler, algorithm, objective, log)
-        session.progress = replace(session.progress, step=step + 1)
-        if step + 1 in (1, config.steps) or (step + 1) % config.keep_rollouts == 0:
-            shown = algorithm.advantage(policy.shaped(answered, config.max_tokens, config.overlong)).tolist()
-            keep(config.out, step + 1, answered, shown, session.films)
-        share = {"groups_kept": len(kept.looks) / len(answered.looks), "grad_norm": norm}
-        rate = {"lr": config.optim.rate(step, config.steps)}
-        log.step(step + 1, config.steps, policy.health(answered) | sums.means() | share | rate)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            session.checkpoint()
+    with outside_of(config.engine, session, log) as outside:
+        sampler = policy.Sampler(
+            questions, config.questions, config.refill, config.video, reward, heats,
+            config.max_tokens, memory.row_tokens, config.seed, models, outside,
+        )  # fmt: skip
+        for step in range(session.progress.step, config.steps):
+            answered, kept, sums, norm = learn(config, session, sampler, algorithm, objective, log)
+            session.progress = replace(session.progress, step=step + 1)
+            if step + 1 in (1, config.steps) or (step + 1) % config.keep_rollouts == 0:
+                shown = algorithm.advantage(policy.shaped(answered, config.max_tokens, config.overlong)).tolist()
+                keep(config.out, step + 1, answered, shown, session.films)
+            share = {"groups_kept": len(kept.looks) / len(answered.looks), "grad_norm": norm}
+            share |= outside.numbers() if outside else {}
+            rate = {"lr": config.optim.rate(step, config.steps)}
+            log.step(step + 1, config.steps, policy.health(answered) | sums.means() | share | rate)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                session.checkpoint()
 
     return finish(
         log,

@@ -27,6 +27,8 @@ from pydantic import Field, model_validator
 from longtake.config import Settings
 from longtake.log import Log, begin, finish, read_jsonl
 from longtake.train.adapter_settings import Adapter
+from longtake.train.context_settings import Context
+from longtake.train.engine_settings import Engine
 from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Dtype, Optim, Video
 
@@ -101,15 +103,18 @@ class Config(Settings):
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order, frame choice and sampling")
     video: Video = Field(Video(), description="which frames are looked at")
+    context: Context = Field(Context(), description="how more film fits into the model")
     optim: Optim = Field(Optim(lr=1e-5), description="AdamW")
     adapter: Adapter = Field(Adapter(), description="LoRA or activated LoRA; the reward model's kind")
     prefix_gradient: PrefixGradient = Field(
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
     memory: Memory = Field(Memory(), description="what is held at once")
+    engine: Engine = Field(Engine(), description="what samples the answers")
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
+        self.engine.trains(self.adapter.kind)
         if self.adapter.kind == "full":
             raise ValueError("ppo trains adapters: policy, value and reward model share one base; kind lora or alora")
         if min(self.clip) <= 0:
@@ -124,6 +129,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.rewards.mix import Mix
     from longtake.rewards.model import RewardModel, find
     from longtake.train import policy, ppo
+    from longtake.train.engines import outside_of
     from longtake.train.keep import keep
     from longtake.train.oom import explained
     from longtake.train.rollout import NOTHING
@@ -141,31 +147,34 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     scores = RewardModel.beside(
         session.model, config.reward_model, memory.row_tokens, memory.answer_tokens, prefixes=session.prefixes
     ).scores
-    sampler = policy.Sampler(
-        decode(session.films, rows, config.video, log), config.questions, 0, config.video, watched,
-        (config.temperature,) * config.group_size, config.max_tokens, memory.row_tokens, config.seed,
-    )  # fmt: skip
+    questions = decode(session.films, rows, config.video, log, answers=lambda _: config.max_tokens)
     credit, weight = credit_of(config), kl_weight(config, session.progress.beta)
 
-    for step in range(session.progress.step, config.steps):
-        answered = NOTHING
-        for new, _ in sampler.answers(session, log):
-            answered += new
-        with log.phase("reward"), explained("answers", partial(ppo.facts, session, answered)):
-            answered = ppo.rewarded(answered, scores(answered.groups, session.films.features))
-        with log.phase("score"):
-            seen = ppo.experience(session, answered, weight.beta, credit, config.temperature, memory.row_tokens)
-        with log.phase("update"):
-            learned, values, norm = learn(config, session, seen, log)
-        weight = weight.after(seen.kl, len(answered.groups) * config.group_size)
-        session.progress = replace(session.progress, step=step + 1, beta=weight.beta)
-        if step + 1 in (1, config.steps) or (step + 1) % config.keep_rollouts == 0:
-            keep(config.out, step + 1, answered, seen.advantages, session.films)
-        numbers = policy.health(answered) | seen.numbers | learned.means()
-        numbers |= {"value_loss": values, "grad_norm": norm, "lr": config.optim.rate(step, config.steps)}
-        log.step(step + 1, config.steps, numbers)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            session.checkpoint()
+    with outside_of(config.engine, session, log) as outside:
+        sampler = policy.Sampler(
+            questions, config.questions, 0, config.video, watched, (config.temperature,) * config.group_size,
+            config.max_tokens, memory.row_tokens, config.seed, outside=outside,
+        )  # fmt: skip
+        for step in range(session.progress.step, config.steps):
+            answered = NOTHING
+            for new, _ in sampler.answers(session, log):
+                answered += new
+            with log.phase("reward"), explained("answers", partial(ppo.facts, session, answered)):
+                answered = ppo.rewarded(answered, scores(answered.groups, session.films.features))
+            with log.phase("score"):
+                seen = ppo.experience(session, answered, weight.beta, credit, config.temperature, memory.row_tokens)
+            with log.phase("update"):
+                learned, values, norm = learn(config, session, seen, log)
+            weight = weight.after(seen.kl, len(answered.groups) * config.group_size)
+            session.progress = replace(session.progress, step=step + 1, beta=weight.beta)
+            if step + 1 in (1, config.steps) or (step + 1) % config.keep_rollouts == 0:
+                keep(config.out, step + 1, answered, seen.advantages, session.films)
+            numbers = policy.health(answered) | seen.numbers | learned.means()
+            numbers |= {"value_loss": values, "grad_norm": norm, "lr": config.optim.rate(step, config.steps)}
+            numbers |= outside.numbers() if outside else {}
+            log.step(step + 1, config.steps, numbers)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                session.checkpoint()
 
     late = policy.late(read_jsonl(config.out / "metrics.jsonl"), ("score", "accuracy", "length", "kl_ref"))
     return finish(log, {"steps": config.steps, "model": str(session.finish())} | late)

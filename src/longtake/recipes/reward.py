@@ -23,6 +23,7 @@ from longtake.config import Settings
 from longtake.log import Log, begin, finish
 from longtake.log.files import write_jsonl
 from longtake.train.adapter_settings import Adapter
+from longtake.train.context_settings import Context
 from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Dtype, Optim, Video
 
@@ -61,6 +62,7 @@ class Config(Settings):
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order, frame choice, the split and the head")
     video: Video = Field(Video(), description="which frames are looked at")
+    context: Context = Field(Context(), description="how more film fits into the model")
     optim: Optim = Field(Optim(lr=1e-4), description="AdamW; its schedule spans both stages")
     adapter: Adapter = Field(Adapter(), description="a LoRA on the decoder, or all weights")
     prefix_gradient: PrefixGradient = Field(
@@ -95,7 +97,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     session = open_session(config, log, scalar=True, dress=partial(comparing.dress, seed=config.seed))
     reading = comparing.Reading(session, comparing.suffix_ids(session.model, config.suffix), config.margin)
     stages = comparing.stages_of(
-        session, {name: (own, epochs_of(config, name)) for name, own in found.items()}, config.video, log,
+        reading, {name: (own, epochs_of(config, name)) for name, own in found.items()}, config.video, log,
         share=config.held_out, seed=config.seed, size=config.batch, row_tokens=tokens,
     )  # fmt: skip
     comparing.check_margins(stages, config.margin)

@@ -20,6 +20,7 @@ from longtake.errors import UserError
 from longtake.log import Log, RunFolder, begin, finish
 from longtake.log.files import write_jsonl
 from longtake.recipes import dpo, judge
+from longtake.train import context_settings
 from longtake.train.adapter_settings import Adapter
 from longtake.train.judge_settings import Context, Judge
 from longtake.train.memory import Memory, PrefixGradient
@@ -120,10 +121,11 @@ def judge_config(config: Config, number: int, rows: Path, model: str) -> judge.C
 def dpo_config(config: Config, number: int, model: str) -> dpo.Config:
     """Of one round."""
     home = config.out / f"round-{number}"
+    longer = context_settings.Context(rope=config.context.rope, reduce=config.context.reduce)
     return dpo.Config(
         rows=home / "judge" / "pairs.jsonl", model=model, out=home / "dpo", loss=config.loss, beta=config.beta,
         epochs=config.epochs, batch=config.batch, held_out=config.held_out, dtype=config.dtype,
-        seed=config.seed + number, video=shared(config), optim=config.optim, adapter=config.adapter,
+        seed=config.seed + number, video=shared(config), context=longer, optim=config.optim, adapter=config.adapter,
         prefix_gradient=config.prefix_gradient, memory=config.memory,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from longtake.config import Settings
 from longtake.log import Log, begin, finish
 from longtake.train.adapter_settings import Adapter
+from longtake.train.context_settings import Context
 from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.settings import Dtype, Optim, Video
 
@@ -59,6 +60,7 @@ class Config(Settings):
     dtype: Dtype = Field("float32", description="of the weights; bfloat16 rounds most updates away at small rates")
     seed: int = Field(0, description="of data order and frame choice")
     video: Video = Field(Video(), description="which frames are looked at")
+    context: Context = Field(Context(), description="how more film fits into the model")
     optim: Optim = Field(Optim(lr=1e-4), description="AdamW; adapter.kind full wants a tenth of this rate")
     adapter: Adapter = Field(Adapter(), description="a LoRA on the decoder, or all weights")
     prefix_gradient: PrefixGradient = Field(
@@ -99,11 +101,14 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     examples = supervised.read_examples(config.rows, video, log, batched=config.batch_by == "row")
     held_out = supervised.held_out(gate.rows, video, log)
     session = open_session(config, log, train_vision=config.train_vision)
-    usable = {question.id for question in decode(session.films, [e.question for e in examples], video, log)}
+    questions = [example.question for example in examples]
+    usable = {q.id for q in decode(session.films, questions, video, log, answers=supervised.longest(session, examples))}
     examples = [example for example in examples if example.question.id in usable]
-    asked = video.window(gate.frames)
-    held_out = decode(session.films, held_out, video, log, lambda q: [video.merged(q.policy, asked)])
-    looks = [Look(question, video.merged(question.policy, asked)) for question in held_out]
+    window = video.window(gate.frames)
+    held_out = decode(
+        session.films, held_out, video, log, lambda q: [video.merged(q.policy, window)], lambda _: gate.max_tokens
+    )
+    looks = [Look(question, video.merged(question.policy, window)) for question in held_out]
     walk = open_walk(examples, config, session.model.tokenizer, session.model.end_ids[0], log)
 
     while session.progress.step < config.steps and not session.progress.done:

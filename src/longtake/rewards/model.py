@@ -23,6 +23,7 @@ from longtake.models import adapter_files
 from longtake.models.adapters import NAME
 from longtake.models.checkpoint import read_json
 from longtake.models.heads import FILE as HEAD
+from longtake.models.rope import known_to
 from longtake.models.tiled import pointwise, tile
 from longtake.protocols import Model
 from longtake.records import Answer, Group
@@ -211,8 +212,15 @@ def _check(policy: Model, model: Model, source: str | Path) -> None:
     """Raises UserError unless the prompts and features of the policy mean the same to the other model."""
     fix = "train the reward model from a checkpoint of the policy's family and size, its tower frozen"
     what = "the reward model does not fit the policy"
+    if policy.reduction != model.reduction:
+        why = f"it was trained with {model.context}, the policy with {policy.context}"
+        raise UserError(what, where=str(source), why=why, fix="train both with one --context.reduce")
     if tower_fingerprint(policy) != tower_fingerprint(model):
         raise UserError(what, where=str(source), why="its vision tower is another one", fix=fix)
+    own, reads = (known_to(one.net.config) for one in (policy, model))
+    if reads < own:
+        why = f"it knows {reads} positions, the policy {own}"
+        raise UserError(what, where=str(source), why=why, fix="train both with one --context.rope")
     mine, other = policy.tokenizer, model.tokenizer
     if (mine.get_vocab(), mine.chat_template, policy.end_ids) != (
         other.get_vocab(),

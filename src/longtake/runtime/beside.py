@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from longtake.errors import UserError
-from longtake.models import adapter_files, heads
+from longtake.models import adapter_files, context_file, heads
 from longtake.models.checkpoint import read_json
 from longtake.protocols import Model
 from longtake.runtime.load import base_of, find_folder
@@ -26,6 +26,10 @@ def load_beside(model: Model, name: str, source: str | Path, *, trainable: bool,
     if own not in (base_name, str(base.resolve())):
         why = f"its base is {base_name}, the policy's is {own}"
         raise UserError(f"the {kind} model has another base", where=str(source), why=why, fix="train both on one base")
+    if (kept := context_file.read(folder)) != model.context:
+        why = f"trained with {kept}, the policy with {model.context}: they share one base and its prefixes"
+        fix = "train both with one --context.rope and --context.reduce"
+        raise UserError(f"the {kind} model reads another context", where=str(source), why=why, fix=fix)
     adapter_files.add_saved(model, name, folder, saved, trainable=trainable)
     if scalar and not heads.load(model, folder, name, trainable=trainable):
         why = f"no {heads.FILE} in it"

@@ -61,7 +61,7 @@ class FeatureStore:
     def key(self, receipt: Receipt) -> str:
         """The handle of what a receipt saw: film content, frames and size, the tower and its dtype."""
         seen = (receipt.content, receipt.indices, receipt.width, receipt.height, self.fingerprint, str(self.dtype))
-        return blake2b(repr(seen).encode(), digest_size=16).hexdigest()
+        return blake2b((repr(seen) + "picture" * receipt.image).encode(), digest_size=16).hexdigest()
 
     def __contains__(self, key: str) -> bool:
         return key in self.memory or key in self._pack

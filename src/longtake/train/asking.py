@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from longtake.engines.local import LocalEngine
-from longtake.errors import UserError
 from longtake.log import Log, append_jsonl, read_jsonl
-from longtake.records import Draw, Prompt, Receipt
+from longtake.records import Draw, Receipt
 from longtake.runtime.films import Films, Look
+from longtake.train.reach import check_fits
 from longtake.train.session import encode
 
 
@@ -165,12 +165,14 @@ class LocalAsker:
 
     def ask(self, asks: Sequence[Ask], max_tokens: int, known: Collection[str]) -> Replies:
         """A batch is answered whole or not at all: what is computed together may differ in the last bit."""
+        fix = "lower --video.frames, --judge.frames, --context.clips or one of the --max-tokens"
+        check_fits(self.films, [one.look for one in asks if one.key not in known], lambda question: max_tokens, fix)
         for start in range(0, len(asks), self.batch):
             batch = asks[start : start + self.batch]
             if all(one.key in known for one in batch):
                 continue
             encode(self.films, [one.look for one in batch], self.log)
-            prompts = [self._prompt(one, max_tokens) for one in batch]
+            prompts = [self.films.prompt(one.look) for one in batch]
             groups = self.engine.generate(prompts, [one.draws for one in batch], max_tokens)
             for one, group in zip(batch, groups, strict=True):
                 said = tuple(Said(answer.text, len(answer.ids), answer.finish) for answer in group.answers)
@@ -178,17 +180,6 @@ class LocalAsker:
 
     def close(self) -> None:
         """Nothing to let go of."""
-
-    def _prompt(self, one: Ask, max_tokens: int) -> Prompt:
-        """Raises UserError where prompt and answer reach beyond the positions that the model knows."""
-        prompt = self.films.prompt(one.look)
-        limit = int(self.films.model.net.config.get_text_config().max_position_embeddings)
-        reached = int(prompt.position_3P.max()) + 1 + max_tokens
-        if reached > limit:
-            why = f"{len(prompt.ids)} tokens and an answer of {max_tokens} reach position {reached}, it knows {limit}"
-            fix = "lower --video.frames, --judge.frames, --context.clips or one of the --max-tokens"
-            raise UserError("a prompt does not fit the model", where=one.key, why=why, fix=fix)
-        return prompt
 
 
 def _reply(row: dict[str, Any]) -> Reply:

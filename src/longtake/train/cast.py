@@ -10,14 +10,14 @@ from typing import Literal, Protocol
 from longtake.data.cache import FrameTier, Quarantine
 from longtake.data.video import VideoError
 from longtake.engines.local import LocalEngine
-from longtake.engines.remote import Remote
-from longtake.errors import UserError
+from longtake.engines.remote import Remote, read_key
 from longtake.log import Log
 from longtake.models.heads import FILE, no_head
 from longtake.records import FramePolicy, Question
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import find_folder, load_model, weights_version
 from longtake.runtime.words import unknown
+from longtake.train import context_settings
 from longtake.train.asking import Ask, Ledger, LocalAsker, ask
 from longtake.train.distant import RemoteAsker, Schema, fit_for
 from longtake.train.judge_settings import JUDGE, Context, Judge
@@ -69,7 +69,7 @@ class Cast:
         for role in ROLES:  # said now, and not after hours of sampling
             if (who := self.who(role)) is not None:
                 no_head((find_folder(who) / FILE).is_file(), who)
-        self._key = _key(config.judge.key_file) if config.judge.key_file else ""
+        self._key = read_key(config.judge.key_file, "judge.key_file")
         self._who = self.who("policy")
         self._asker: LocalAsker | RemoteAsker = self._open(self._who, rows)
         self.looks = [self._look(question) for question in rows if self.films.usable(question)]
@@ -147,8 +147,10 @@ class Cast:
             return self._remote(questions)
         config = self.config
         with self.log.phase("load"):
-            model = load_model(who, config.dtype)
+            own = config.context if who == config.model else context_settings.Context()
+            model = load_model(who, config.dtype, rope=own.rope, reduce=own.reduce)
         films = open_films(model, config.video, config.out, frozen=True)
+        films.subtitles = config.context.subtitles == "on"
         decode(films, questions, config.video, self.log, lambda question: self._policies(who, question))
         engine = LocalEngine(model, films.features, weights_version(model))
         return LocalAsker(films, engine, config.batch, self.log)
@@ -165,7 +167,8 @@ class Cast:
                 wants.setdefault(Path(question.video), []).extend(self._policies(None, question))
         with self.log.phase("decode"), counted(self.log, "films", len(wants)) as progress:
             self.tier.fill(wants, fit, video.workers, Quarantine(self.config.out), progress)
-        return RemoteAsker(remote, self.tier, fit, judge.workers, judge.temperature)
+        reads = self.config.context.subtitles == "on"
+        return RemoteAsker(remote, self.tier, fit, judge.workers, judge.temperature, subtitles=reads)
 
     def _policies(self, who: str | None, question: Question) -> Iterable[FramePolicy]:
         """All frames of a question's film that a model must have."""
@@ -178,17 +181,3 @@ class Cast:
 
     def _look(self, question: Question) -> Look:
         return Look(question, self.config.video.policy(question, keyed(self.config.seed, "frames", question.id)))
-
-
-def _key(path: Path) -> str:
-    """The key in a file. Raises UserError."""
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
-        raise UserError(
-            "the key cannot be read", where=str(path), why=(why or str(error)).lower(), fix="correct --judge.key-file"
-        ) from None
-    if not key:
-        raise UserError("the key file is empty", where=str(path), fix="write the endpoint's key into it")
-    return key

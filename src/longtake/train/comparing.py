@@ -18,7 +18,7 @@ from longtake.models.heads import add_head
 from longtake.protocols import Model
 from longtake.records import Pair, Span
 from longtake.rewards.model import read_ids
-from longtake.train.preference import Pairs, check_enough, ids_of, split
+from longtake.train.preference import Pairs, check_enough, ids_of, longest_of, split
 from longtake.train.ranking import Ranked
 from longtake.train.rows import Item, read_items
 from longtake.train.session import Session, decode, read_rows
@@ -89,7 +89,7 @@ def read(files: Mapping[str, Path], video: Video, log: Log) -> dict[str, list[Pa
 
 
 def stages_of(
-    session: Session,
+    reading: Reading,
     found: Mapping[str, tuple[list[Pair], float]],
     video: Video,
     log: Log,
@@ -103,8 +103,10 @@ def stages_of(
 
     Raises UserError if too few pairs are left.
     """
+    session = reading.session
     asked = [question for own, _ in found.values() for question in questions_of(own)]
-    usable = {id(question) for question in decode(session.films, asked, video, log)}
+    longest = longest_of(session, [pair for own, _ in found.values() for pair in own], len(reading.suffix))
+    usable = {id(question) for question in decode(session.films, asked, video, log, answers=longest)}
     every = [pair for own, _ in found.values() for pair in own if id(pair.question) in usable]
     learned, held = ({id(pair) for pair in side} for side in split(session.films, every, video, share, seed))
     stages: list[Stage] = []

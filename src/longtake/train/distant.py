@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import sqrt
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from longtake.data.cache import FrameTier
+from longtake.data.subtitles import told
 from longtake.data.video import VideoError
 from longtake.data.workers import Fit
+from longtake.engines.endpoint import jpeg, shown
 from longtake.engines.remote import Remote
+from longtake.runtime.onlooker import Onlooker
 from longtake.train.asking import Ask, Replies, Reply, Said
 
 GIVE_UP = 20  # requests in a row that failed after all their tries: the endpoint is gone, and asking on helps nobody
@@ -36,6 +33,7 @@ class RemoteAsker:
     workers: int
     temperature: float | None = 0.0
     schema: Schema | None = None
+    subtitles: bool = True  # whether those of the rows are read
     gave_up: str = ""  # why nobody was asked any more
     marks: tuple[str, ...] = ()
 
@@ -77,7 +75,9 @@ class RemoteAsker:
 
     def _one(self, one: Ask, max_tokens: int) -> Reply:
         """One request. A film that cannot be read is this request's failure."""
-        question, (draw,) = one.look.question, one.draws
+        (draw,), question = one.draws, one.look.question
+        if self.subtitles:
+            question = told(question, one.look.policy)
         pictures: list[bytes] = []
         said, receipt = "", None
         if question.video is not None:
@@ -86,8 +86,7 @@ class RemoteAsker:
             except VideoError as error:
                 return Reply((), calls=0, error=" ".join(str(error).split())[:300])
             pictures = [jpeg(frame) for frame in frames_FHWC]
-            times = ", ".join(f"{second:.1f}" for second in receipt.seconds)
-            said = f"A video, shown by {len(pictures)} of its frames, at {times} seconds:"
+            said = shown(receipt.seconds)
         heard = self.remote.chat(
             question.text, pictures, max_tokens, said=said, temperature=self.temperature,
             seed=draw.seed % 2**31 if self.temperature else None, schema=self.schema,
@@ -98,16 +97,4 @@ class RemoteAsker:
 
 def fit_for(most: int) -> Fit:
     """Frames at their own size, or smaller: at most `most` pixels."""
-    return partial(_within, most)
-
-
-def _within(most: int, width: int, height: int, frames: int, max_pixels: int | None = None) -> tuple[int, int]:
-    scale = min(1.0, sqrt(min(most, max_pixels or most) / (width * height)))
-    return max(1, int(width * scale)), max(1, int(height * scale))
-
-
-def jpeg(frame_HWC: np.ndarray) -> bytes:
-    """A uint8 RGB frame as a JPEG file."""
-    file = io.BytesIO()
-    Image.fromarray(frame_HWC).save(file, format="JPEG", quality=90)
-    return file.getvalue()
+    return Onlooker(most).fit

@@ -9,27 +9,27 @@ from pydantic import Field, model_validator
 
 from longtake.config import Settings
 
+OF_TRAINING = {"cap", "gate"}
 OWN = {  # what each kind reads beside `kind`
     "local": set[str](),
-    "vllm": {"python", "context", "memory", "patience", "cap", "gate"},
-    "sglang": {"url", "patience", "cap", "gate"},
+    "vllm": {"python", "context", "memory", "patience"} | OF_TRAINING,
+    "remote": {"url", "key_file", "max_pixels", "workers", "retries", "timeout"},
 }
 
 
 class Engine(Settings):
     """What answers. Another process computes with other kernels: what that changes is measured and corrected."""
 
-    kind: Literal["local", "vllm", "sglang"] = Field(
+    kind: Literal["local", "vllm", "remote"] = Field(
         "local",
-        description="local: the model itself, one prefill for rollout and training; others: a process beside it",
+        description="local: the model itself; vllm: a process beside it; remote: any OpenAI-compatible endpoint",
     )
     python: Path | None = Field(None, description="vllm: Python of the environment that has it (make .venv-vllm/ready)")
-    url: str | None = Field(None, description="sglang: where its server answers, as http://localhost:30000")
     context: int = Field(32768, ge=1, description="tokens of the longest prompt with its answer")
     memory: float = Field(
         4.0, gt=0, description="GiB of keys and values on a CPU; on a GPU, below 1, the share of its memory"
     )
-    patience: float = Field(600.0, gt=0, description="seconds that it may take to start")
+    patience: float = Field(600.0, gt=0, description="seconds that vllm may take to start")
     cap: float = Field(
         3.0,
         ge=0,
@@ -38,6 +38,12 @@ class Engine(Settings):
     gate: float = Field(
         0.05, gt=0, description="nats by which a token's log-probabilities may differ before the first step"
     )
+    url: str | None = Field(None, description="remote: where it answers, up to and including /v1")
+    key_file: Path | None = Field(None, description="remote: file that holds its key (default: none is sent)")
+    max_pixels: int = Field(512 * 512, ge=1, description="remote: pixels of a frame that is sent")
+    workers: int = Field(8, ge=1, description="remote: requests at once")
+    retries: int = Field(5, ge=0, description="remote: tries beyond the first of a request that failed")
+    timeout: float = Field(120.0, gt=0, description="remote: seconds of one try")
 
     @model_validator(mode="after")
     def _has_effect(self) -> Engine:
@@ -45,6 +51,22 @@ class Engine(Settings):
             raise ValueError(f"{', '.join(idle)} has no effect on engine {self.kind}: leave it out, or set kind")
         if self.kind == "vllm" and self.python is None:
             raise ValueError("engine vllm needs python: the one of its environment, as .venv-vllm/bin/python")
-        if self.kind == "sglang" and self.url is None:
-            raise ValueError("engine sglang needs url: start its server, then name it")
+        if self.python is not None and not self.python.is_file():
+            raise ValueError(f"python: there is no {self.python}; `make .venv-vllm/ready` makes .venv-vllm/bin/python")
+        if self.kind == "remote" and not (self.url or "").startswith(("http://", "https://")):
+            raise ValueError(f"engine remote needs url, as http://localhost:8000/v1, got {self.url!r}")
         return self
+
+    def trains(self, adapter: str) -> None:
+        """Raises ValueError where its answers cannot be learned from, or it cannot act with the adapter."""
+        if self.kind == "remote":
+            raise ValueError("an endpoint gives text without tokens and log-probabilities: nothing to learn from")
+        if self.kind != "local" and adapter == "alora":
+            raise ValueError(
+                f"engine {self.kind} cannot switch an adapter on in mid-sequence: alora needs engine local"
+            )
+
+    def answers(self) -> None:
+        """Raises ValueError for settings that matter to training alone."""
+        if idle := sorted(self.model_fields_set & OF_TRAINING):
+            raise ValueError(f"{', '.join(idle)} has no effect where nothing is learned: leave it out")

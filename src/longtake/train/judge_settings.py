@@ -8,13 +8,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
+from longtake.train import context_settings
 
 JUDGE = "judge"  # as context.captioner: whoever judges
 OF_ENDPOINTS = {"key_file", "max_pixels", "workers", "retries", "timeout", "price", "by_schema"}
 
 
-class Context(Settings):
-    """The narrative of the film that the judge reads beside it: clips, captioned one by one (VLM-RLAIF §3.2)."""
+class Context(context_settings.Context):
+    """The narrative of the film that the judge reads beside it: clips, captioned one by one (VLM-RLAIF §3.2).
+
+    `rope` and `reduce` are of the model whose answers are judged.
+    """
 
     kind: Literal["narrative", "none"] = Field("narrative", description="none: the judge sees the film alone")
     clips: int = Field(3, ge=1, description="equal parts that a film is cut into")
@@ -27,7 +31,7 @@ class Context(Settings):
 
     @model_validator(mode="after")
     def _used(self) -> Context:
-        idle = sorted(self.model_fields_set - {"kind"})
+        idle = sorted(self.model_fields_set - {"kind", *context_settings.Context.model_fields})
         if self.kind == "none" and idle:
             raise ValueError(f"{', '.join(idle)} has no effect without a narrative: leave out, or set kind narrative")
         if self.clip_seconds is not None and "clips" in idle:

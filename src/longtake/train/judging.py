@@ -145,7 +145,7 @@ def _score_keys(match: Match) -> tuple[str, str]:
 
 
 def _ask(look: Look, key: str, text: str, draw: tuple[float, int]) -> Ask:
-    question = Question(key, look.question.video, text)
+    question = Question(key, look.question.video, text, subtitles=look.question.subtitles)
     return Ask(key, replace(look, question=question), (Draw(draw[0], keyed(draw[1], "judge", key)),))
 
 

@@ -127,6 +127,8 @@ def experience(
     }  # fmt: skip
     if credit.whiten:
         advantage_R = whiten(advantage_R)
+    correction_A = torch.tensor([answer.correction for answer in flat], dtype=torch.float64)
+    advantage_R = advantage_R * correction_A[answer_R]  # of answers from another process
     columns = [_split(groups, x) for x in (advantage_R, logprob_R, return_R, value_R)]
     policy = [replace(item, weights=w, old=old) for item, w, old in zip(items, columns[0], columns[1], strict=True)]
     value = [replace(item, weights=w, old=old) for item, w, old in zip(items, columns[2], columns[3], strict=True)]

@@ -16,6 +16,7 @@ from longtake.maths.logprob import score_tokens
 from longtake.records import Pair, Span
 from longtake.runtime.films import Films, Look
 from longtake.train.keys import batch, keyed
+from longtake.train.reach import Answers
 from longtake.train.rows import Item, read_items
 from longtake.train.session import Session, counted, decode, encode, read_rows
 from longtake.train.settings import Video
@@ -103,7 +104,8 @@ def parted(
 
     Raises UserError if too few are left.
     """
-    usable = {question.id for question in decode(session.films, questions_of(pairs), video, log)}
+    longest = longest_of(session, pairs)
+    usable = {question.id for question in decode(session.films, questions_of(pairs), video, log, answers=longest)}
     pairs = [pair for pair in pairs if pair.question.id in usable]
     learned, held = split(session.films, pairs, video, share, seed)
     check_enough(learned, size, "--rows")
@@ -146,6 +148,15 @@ def split(films: Films, pairs: Sequence[Pair], video: Video, share: float, seed:
 def _film(films: Films, seen: Look) -> str:
     receipt = films.prompt(seen).receipt
     return receipt.content if receipt else seen.question.text
+
+
+def longest_of(session: Session, pairs: Sequence[Pair], more: int = 0) -> Answers:
+    """Tokens of the longest answer to each question, and `more` behind it."""
+    found: dict[str, int] = {}
+    for pair in pairs:
+        most = more + max(map(len, ids_of(session, pair)))
+        found[pair.question.id] = max(found.get(pair.question.id, 0), most)
+    return lambda question: found[question.id]
 
 
 def ids_of(session: Session, pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:

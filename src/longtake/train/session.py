@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,9 +18,6 @@ from longtake.data.rows import Bad
 from longtake.errors import UserError
 from longtake.log import Log
 from longtake.log.files import write_jsonl
-from longtake.maths.cost import Work
-from longtake.maths.room import keep_for
-from longtake.maths.shapes import shape_of
 from longtake.models.adapters import NAME, prepare
 from longtake.models.heads import no_head
 from longtake.models.tiled import pointwise, tile
@@ -29,13 +26,15 @@ from longtake.records import FramePolicy, Prompt, Question
 from longtake.runtime.features import FeatureStore
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model, tower_fingerprint
-from longtake.runtime.prefix import Keep
+from longtake.runtime.onlooker import Onlooker
 from longtake.runtime.prefixcache import PrefixCache
 from longtake.runtime.words import unknown
 from longtake.train import resume
 from longtake.train.adapter_settings import Adapter
-from longtake.train.memory import Memory, PrefixGradient, probability
-from longtake.train.oom import way_of
+from longtake.train.context_settings import Context
+from longtake.train.memory import Memory, PrefixGradient
+from longtake.train.passes import passes
+from longtake.train.reach import Answers, check_fits
 from longtake.train.selfcheck import check
 from longtake.train.settings import Dtype, Optim, Video
 from longtake.train.step import Passes, adamw, count_bad, step_optimizer
@@ -100,6 +99,8 @@ class Trains(Protocol):
     @property
     def video(self) -> Video: ...
     @property
+    def context(self) -> Context: ...
+    @property
     def optim(self) -> Optim: ...
     @property
     def adapter(self) -> Adapter: ...
@@ -131,7 +132,7 @@ def open_session(
         fix = "--adapter.kind full, or leave --train-vision out"
         raise UserError("the vision tower cannot be trained beside an adapter", why=why, fix=fix)
     with log.phase("load"):
-        model = _model(found[1] if found else None, config.model, config.dtype, own.quantize)
+        model = _model(found[1] if found else None, config)
     if not scalar:
         no_head(model.heads.get(NAME), config.model)
     prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
@@ -139,8 +140,8 @@ def open_session(
         dress(model, found[1] if found else None)
     for part in model.tower.parameters():
         part.requires_grad_(train_vision)
-    passes = _passes(config, model, log)
-    if passes.keep != "graph" or not passes.prefix_gradient or own.kind == "alora":  # a graph holds all as it is
+    way = passes(config.memory, config.prefix_gradient, config.seed, model, log)
+    if way.keep != "graph" or not way.prefix_gradient or own.kind == "alora":  # a graph holds all as it is
         tile(pointwise(model.layers, model.norm), config.memory.tile)
     modules = (model.net, *model.heads.values())
     params = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -154,29 +155,8 @@ def open_session(
     if train_vision:
         log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
     films = open_films(model, config.video, folder, frozen=not train_vision)
-    return Session(model, films, optimizer, params, progress, folder, passes, _prefixes(config, log))
-
-
-def _passes(config: Trains, model: Model, log: Log) -> Passes:
-    """How rows go through: what a prefill keeps is chosen by the machine's memory where the config leaves it open."""
-    memory, through = config.memory, probability(config.prefix_gradient)
-    keep: Keep = "graph"
-    if memory.keep != "auto":
-        keep = memory.keep
-    else:
-        device, host = _room_of(model.net.device)
-        work = Work(frames=1, visual=memory.row_tokens, question=1, answer=memory.answer_tokens // 8)
-        shape, way = shape_of(model.net.config.to_dict()), way_of(model, "graph", memory.answer_tokens)
-        keep = keep_for(shape, work, way, device, host)
-        if keep != "graph":
-            log.note(f"of a prefix {keep} are kept: the graph of {memory.row_tokens} tokens does not fit this machine")
-    return Passes(keep, memory.answer_tokens, memory.tile, through, config.seed)
-
-
-def _room_of(device: torch.device) -> tuple[float, float]:
-    """Bytes of the device's memory and of the host's."""
-    host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return (float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else host), host
+    films.subtitles = config.context.subtitles == "on"
+    return Session(model, films, optimizer, params, progress, folder, way, _prefixes(config, log))
 
 
 def _prefixes(config: Trains, log: Log) -> PrefixCache | None:
@@ -191,12 +171,14 @@ def _prefixes(config: Trains, log: Log) -> PrefixCache | None:
     return cache
 
 
-def _model(checkpoint: Path | None, name: str, dtype: str, quantize: str | None) -> Model:
-    """The model of a checkpoint, or that of the name if there is none."""
+def _model(checkpoint: Path | None, config: Trains) -> Model:
+    """The model of a checkpoint, or that of the config if there is none."""
+    context = config.context
+    load = partial(load_model, quantize=config.adapter.quantize, rope=context.rope, reduce=context.reduce)
     if checkpoint is None:
-        return load_model(name, dtype, quantize=quantize)
+        return load(config.model, config.dtype)
     try:
-        return load_model(checkpoint, dtype, quantize=quantize)
+        return load(checkpoint, config.dtype)
     except UserError as error:
         if str(checkpoint) not in error.where:  # an adapter's base, or a library
             raise
@@ -244,17 +226,22 @@ def decode(
     video: Video,
     log: Log,
     policies: Callable[[Question], Iterable[FramePolicy]] | None = None,
+    answers: Answers = lambda question: 0,
 ) -> list[Question]:
     """Decodes all films of the questions once, for every policy they may be looked at with; returns the usable ones.
 
-    `policies` of a question; without it those of `video`.
+    `policies` of a question; without it those of `video`. `answers`: tokens that may follow its prompt.
 
-    Raises UserError if more films failed than `video.most_failed` allows, or all; for a cap of frames that caps none.
+    Raises UserError if more films failed than `video.most_failed` allows, or all; for a cap of frames that caps none;
+    for a prompt that does not fit the model's context.
     """
+    policies = policies or video.policies
+    if not films.subtitles and not films.sets and not any(question.subtitles for question in questions):
+        raise UserError("the rows name no subtitles", where="--context.subtitles", fix="leave it out")
     wants: dict[str, list[FramePolicy]] = {}
     for question in questions:
         if question.video is not None:
-            wants.setdefault(question.video, []).extend((policies or video.policies)(question))
+            wants.setdefault(question.video, []).extend(policies(question))
     films.rated |= any(policy.fps is not None for own in wants.values() for policy in own)
     if wants and "max_frames" in video.model_fields_set and not films.rated:
         why, fix = "neither the run nor a row gives frames a second (fps), which it caps", "leave it out"
@@ -268,6 +255,8 @@ def decode(
         log.folder.set_films(films.used, ((bad.path, bad.reason) for bad in films.quarantine.films()))
     if questions and not usable:
         films.quarantine.must_not_exceed(0.0, tuple(wants))
+    if not isinstance(films.model, Onlooker):
+        check_fits(films, (Look(question, policy) for question in usable for policy in policies(question)), answers)
     strange = [words for question in usable if (words := unknown(films.model.tokenizer, question.text))]
     if strange:
         log.note(

@@ -20,6 +20,7 @@ from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
 from longtake.train import rows
 from longtake.train.keys import keyed
+from longtake.train.reach import Answers
 from longtake.train.rollout import rollout
 from longtake.train.rows import Item
 from longtake.train.session import Session, encode, read_rows
@@ -40,9 +41,23 @@ def next_batch(session: Session, walk: Walk, video: Video) -> list[tuple[Look, E
     ]
 
 
+def longest(session: Session, examples: Sequence[Example]) -> Answers:
+    """Tokens of the longest answer to each question."""
+    found: dict[str, int] = {}
+    for example in examples:
+        most = max(len(ids) for ids, _ in _targets(session, example))
+        found[example.question.id] = max(found.get(example.question.id, 0), most)
+    return lambda question: found[question.id]
+
+
+def _targets(session: Session, example: Example) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """(token ids, weights) of each answer."""
+    return [tokens_of(session.model.tokenizer, session.model.end_ids[0], spans) for spans in example.targets]
+
+
 def item(session: Session, look: Look, example: Example) -> Item:
     """Prompt and targets as tokens."""
-    targets = [tokens_of(session.model.tokenizer, session.model.end_ids[0], spans) for spans in example.targets]
+    targets = _targets(session, example)
     return Item(session.films.prompt(look), tuple(ids for ids, _ in targets), tuple(weights for _, weights in targets))
 
 

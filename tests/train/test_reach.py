@@ -1,0 +1,138 @@
+"""Prompts beyond the context are refused before a run begins: as if each were measured alone, at every limit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.models import tiny
+
+from longtake.errors import UserError
+from longtake.models.context_file import Kept
+from longtake.models.qwen2_5_vl import Qwen25VL
+from longtake.models.qwen3_vl import Qwen3VL
+from longtake.records import FramePolicy, Question
+from longtake.runtime.films import Look
+from longtake.train import reach
+
+WORDS = tiny.tokenizer()
+MODELS = {
+    "qwen3_vl": Qwen3VL(tiny.network(WORDS), WORDS, tiny.PIXELS),
+    "qwen2_5_vl": Qwen25VL(tiny.network_2_5(WORDS), WORDS, tiny.PIXELS),
+}
+
+
+class Films:
+    """Films of (frames, width, seconds from frame to frame, first second) by the looks at them."""
+
+    def __init__(self, model, seen):
+        self.model, self.seen = model, seen
+        self.made = []
+
+    def receipt(self, look):
+        if look.question.video is None:
+            return None
+        frames, width, apart, first = self.seen[look.question.id]
+        receipt = tiny.receipt(np.zeros((frames, 8, width, 3), np.uint8), apart)
+        return replace(receipt, seconds=tuple(first + second for second in receipt.seconds))
+
+    def told(self, look):
+        return look.question
+
+    def prompt(self, look):
+        self.made.append(look.question.id)
+        return self.model.prompt(look.question, self.receipt(look), None)
+
+
+def looks(texts, blind=()):
+    return [
+        Look(Question(f"q{n}", None if n in blind else "a.mp4", text), FramePolicy(frames=2))
+        for n, text in enumerate(texts)
+    ]
+
+
+def needed(films, look, answer):
+    return int(films.prompt(look).position_3P.max()) + 1 + answer
+
+
+def refused(films, asked, answers):
+    try:
+        reach.check_fits(films, asked, lambda question: answers[question.id])
+    except UserError as error:
+        return error
+    return None
+
+
+FILM = st.tuples(
+    st.sampled_from([2, 4, 6]), st.sampled_from([8, 16]), st.sampled_from([0.1, 3.0, 40.0]),
+    st.sampled_from([0.0, 9.0, 4000.0]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(MODELS))
+@given(
+    rows=st.lists(st.tuples(FILM, st.text("ab é?", max_size=60), st.integers(0, 40)), min_size=1, max_size=6),
+    short=st.integers(0, 3),
+    who=st.integers(0, 5),
+)
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+def test_the_bound_refuses_what_each_alone_does(family, rows, short, who):
+    model = MODELS[family]
+    films = Films(model, {f"q{n}": film for n, (film, _, _) in enumerate(rows)})
+    asked = looks([text for _, text, _ in rows], blind={0} if short == 3 else ())
+    answers = {f"q{n}": answer for n, (_, _, answer) in enumerate(rows)}
+    ends = [needed(films, look, answers[look.question.id]) for look in asked]
+    model.net.config.text_config.max_position_embeddings = limit = ends[who % len(ends)] - (short == 1)
+    error = refused(films, asked, answers)
+    assert (error is None) == (max(ends) <= limit)
+    if error is not None:
+        named = int(error.where.removeprefix("question q"))
+        assert ends[named] > limit
+        assert f"position {ends[named]}, the model knows {limit}" in error.why
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "second", "texts"),
+    [
+        ("qwen3_vl", (2, 8, 0.1, 0.0), (2, 8, 0.1, 0.0), ("?", "?" * 50)),
+        ("qwen3_vl", (6, 8, 0.1, 0.0), (6, 8, 0.1, 4000.0), ("?", "?")),  # longer numbers in the text
+        ("qwen2_5_vl", (6, 8, 0.1, 4000.0), (6, 8, 40.0, 0.0), ("?", "?")),  # positions that tell the time
+        ("qwen3_vl", (2, 8, 3.0, 1.0), (6, 8, 0.1, 0.0), ("?", "?")),
+        ("qwen3_vl", (2, 8, 3.0, 1.0), (2, 32, 0.1, 0.0), ("?", "?")),
+    ],
+)
+def test_the_widest_of_all_is_found(family, first, second, texts):
+    model = MODELS[family]
+    films, asked = Films(model, {"q0": first, "q1": second}), looks(texts)
+    low, high = (needed(films, look, 0) for look in asked)
+    assert low < high
+    model.net.config.text_config.max_position_embeddings = high - 1
+    error = refused(films, asked, {"q0": 0, "q1": 0})
+    assert error is not None
+    assert error.where == "question q1"
+
+
+def test_far_below_the_limit_one_prompt_of_a_size_is_made():
+    model = MODELS["qwen3_vl"]
+    model.net.config.text_config.max_position_embeddings = 4096
+    films = Films(model, {f"q{n}": (4, 8, 1.0, 0.0) for n in range(50)})
+    reach.check_fits(films, looks(["what?"] * 50), lambda question: 100)
+    assert films.made == []
+
+
+def test_what_is_refused_says_what_to_do():
+    model = MODELS["qwen3_vl"]
+    model.net.config.text_config.max_position_embeddings = 100
+    prompt = model.prompt(Question("q7", None, "a" * 20), None, None)
+    with pytest.raises(UserError) as caught:
+        reach.check_prompt(model, prompt, 250, "fewer --video.frames")
+    assert caught.value.fix == "fewer --video.frames, or --context.rope linear:3"
+    assert caught.value.where == "question q7"
+    model.context = Kept(rope="linear:2")
+    try:
+        with pytest.raises(UserError) as caught:
+            reach.check_prompt(model, prompt, 250, "fewer --video.frames")
+        assert caught.value.fix == "fewer --video.frames", "positions are not scaled twice"
+    finally:
+        model.context = Kept()
