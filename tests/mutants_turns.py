@@ -6,15 +6,16 @@ from tests.mutants_table import breaks
 
 TURNS, WALK, MIXED = "train/test_turns.py", "train/test_walk.py", "train/test_mixed.py"
 QWEN25 = "models/test_qwen2_5_vl.py"
+SENT = "models/test_sent.py"
 PICTURES, STILLS = "models/test_pictures.py", "data/test_stills.py"
 TAUGHT = "recipes/test_twin.py::test_a_supervised_step_is_what_plain_loops_make_of_it"
 TESTS = {
     "data/readers.py": ("data/test_turns.py", STILLS),
     "data/shown.py": (STILLS,),
     "models/pixels.py": (PICTURES,),
-    "models/qwen2_5_vl.py": (QWEN25,),
-    "models/qwen3_vl.py": (PICTURES,),
-    "models/qwen_vl.py": (f"{PICTURES}::test_prompt_is_the_processors", "models/test_prompt.py"),
+    "models/qwen2_5_vl.py": (QWEN25, SENT),
+    "models/qwen3_vl.py": (PICTURES, SENT),
+    "models/qwen_vl.py": (f"{PICTURES}::test_prompt_is_the_processors", "models/test_prompt.py", SENT),
     "train/turns.py": (TURNS,),
     "train/walk.py": (WALK, TAUGHT),
 }

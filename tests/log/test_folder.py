@@ -8,6 +8,7 @@ import pytest
 
 from longtake.errors import UserError
 from longtake.log import RunFolder, read_json
+from longtake.log.folder import DONE, AnotherRun
 
 CONFIG = {"lr": 0.1, "frames": (16, 32), "video": {"fps": None}, "out": "a", "fresh": False}
 
@@ -104,3 +105,15 @@ def test_the_folder_one_is_in_is_not_moved_away(tmp_path: Path, monkeypatch: pyt
         monkeypatch.chdir(place)
         with pytest.raises(UserError, match="cannot be moved aside"):
             RunFolder.open(tmp_path, "sft", CONFIG, fresh=True)
+
+
+def test_a_setting_that_older_code_did_not_have_is_at_its_default(tmp_path: Path) -> None:
+    """So a run goes on, or is known to be done, when a newer version has more settings."""
+    RunFolder.open(tmp_path, "sft", CONFIG).set_status(DONE)
+    newer = CONFIG | {"engine": {"kind": "local", "cap": 3.0}}
+    assert RunFolder.open(tmp_path, "sft", newer, chosen=CONFIG).was_done
+    RunFolder.open(tmp_path / "x", "sft", CONFIG).set_status(DONE)
+    with pytest.raises(AnotherRun, match="other settings"):
+        RunFolder.open(tmp_path / "x", "sft", newer, chosen=CONFIG | {"engine": {"kind": "local"}})
+    with pytest.raises(AnotherRun, match="other settings"):  # what it did have counts, default or not
+        RunFolder.open(tmp_path / "x", "sft", CONFIG | {"lr": 0.3}, chosen={})

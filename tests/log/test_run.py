@@ -17,7 +17,7 @@ from longtake.log.run import BLOCK, BLOCKS, fingerprint
 class Settings:
     """Stands for a pydantic model."""
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
+    def model_dump(self, *, mode: str, exclude_defaults: bool = False) -> dict[str, Any]:
         return {"lr": 0.1}
 
 

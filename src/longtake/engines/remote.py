@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -151,7 +152,7 @@ class Remote:
     def _refusal(self, status: int, why: str, told: float | None, asked: Mapping[str, Any]) -> Trouble:
         """What a reply that is no 200 means. Raises UserError where it means the same for every request."""
         if status in CLOSED:
-            fix = "check --judge.url, --judge.model and --judge.key-file, then run the same command again"
+            fix = "check its url, the model's name and the key file, then run the same command again"
             raise UserError(f"the endpoint refuses: {CLOSED[status]}", where=self.url, why=why, fix=fix)
         if status in REFUSED and "max_tokens" in asked and "max_completion_tokens" in why:
             self._limit = "max_completion_tokens"
@@ -201,3 +202,18 @@ def _seconds(header: str | None) -> float | None:
     with suppress(ValueError, TypeError):
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     return None
+
+
+def read_key(path: Path | None, option: str) -> str:
+    """The key in a file, "" without a file. `option`: the setting that names it. Raises UserError."""
+    if path is None:
+        return ""
+    fix = f"correct --{option.replace('_', '-')}"
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        raise UserError("the key cannot be read", where=str(path), why=(why or str(error)).lower(), fix=fix) from None
+    if not key:
+        raise UserError("the key file is empty", where=str(path), fix="write the endpoint's key into it")
+    return key

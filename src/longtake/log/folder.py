@@ -48,8 +48,18 @@ class RunFolder:
         self._counted: dict[str, dict[str, int]] = run.get("counts", {})  # by earlier sittings
 
     @classmethod
-    def open(cls, path: Path, stage: str, config: Mapping[str, Any], *, fresh: bool = False) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        stage: str,
+        config: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        chosen: Mapping[str, Any] | None = None,
+    ) -> RunFolder:
         """Create the folder, or go on with the run that is in it; `fresh` moves an old run aside first.
+
+        `chosen`: what of the config is not at its default: all else may be missing in a run that older code began.
 
         A run that never came as far as a first result gives way to another. Raises AnotherRun if the folder holds a
         run of another stage or config (settings in FREE may differ), UserError if another process is at work in it.
@@ -66,7 +76,8 @@ class RunFolder:
         config = plain(config)
         if not file.exists():
             refuse_strange(path)
-        run = _same_run(path, stage, config) if file.exists() else None
+        given = config if chosen is None else plain(chosen)
+        run = _same_run(path, stage, config, given) if file.exists() else None
         now = {"stage": stage, "config": config, "versions": versions(), "machine": machine()}
         if run is not None:
             now["status"] = RUNNING
@@ -147,7 +158,7 @@ def refuse_strange(path: Path) -> None:
             raise AnotherRun("the folder holds something that is no run", where=str(path), why=why, fix=fix)
 
 
-def _same_run(path: Path, stage: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _same_run(path: Path, stage: str, config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """What run.json says if it is this run; None if it is another that got nowhere. Raises AnotherRun, UserError."""
     fix = "--fresh moves this folder aside and begins again"
     try:
@@ -159,7 +170,7 @@ def _same_run(path: Path, stage: str, config: Mapping[str, Any]) -> dict[str, An
     if not (isinstance(run, dict) and run.keys() >= KEYS):
         raise UserError("this is not the run.json of a run", where=str(path / "run.json"), fix=fix)
     try:
-        refuse_another(path, run, stage, config)
+        refuse_another(path, run, stage, config, given)
     except AnotherRun:
         if run["status"] == DONE or _begun(path):
             raise
@@ -167,13 +178,16 @@ def _same_run(path: Path, stage: str, config: Mapping[str, Any]) -> dict[str, An
     return run
 
 
-def refuse_another(path: Path, run: Mapping[str, Any], stage: str, config: Mapping[str, Any]) -> None:
-    """Raise AnotherRun if `run` is not this stage with this config."""
+def refuse_another(
+    path: Path, run: Mapping[str, Any], stage: str, config: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Raise AnotherRun if `run` is not this stage with this config; it need not name what is not in `given`."""
     fix = "choose another --out, or --fresh to move the old run aside and begin again"
     if run["stage"] != stage:
         raise AnotherRun("the folder holds another run", where=str(path), why=f"it is of `{run['stage']}`", fix=fix)
-    old, new = flat(run["config"]), flat(config)
-    keys = [key for key in new | old if old.get(key) != new.get(key) and key.rsplit(".", 1)[-1] not in FREE]
+    old, new, own = flat(run["config"]), flat(config), flat(given)
+    differ = [key for key in new | old if old.get(key) != new.get(key) and (key in old or key in own)]
+    keys = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE]
     if keys:
         shown = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:SHOWN])
         more = f", and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""

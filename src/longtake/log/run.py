@@ -20,7 +20,7 @@ MODEL = (".safetensors", ".json", ".jinja", ".txt")
 class Described(Protocol):
     """A pydantic model of settings."""
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+    def model_dump(self, *, mode: str, exclude_defaults: bool = False) -> dict[str, Any]: ...
 
 
 def begin(
@@ -40,7 +40,8 @@ def begin(
     `reads` may not change under its results; a `mendable` run that has not ended takes the change and says so.
     Raises UserError if `out` holds another run, or one of other contents of `reads`.
     """
-    folder = RunFolder.open(out, stage, config.model_dump(mode="json"), fresh=fresh)
+    chosen = config.model_dump(mode="json", exclude_defaults=True)
+    folder = RunFolder.open(out, stage, config.model_dump(mode="json"), fresh=fresh, chosen=chosen)
     log.open(folder)
     whole = folder.was_done and all((out / name).exists() for name in makes)
     if whole:
@@ -70,12 +71,14 @@ def fingerprint(path: Path) -> str:
     "" for what is not there or can be read but once: a hub id, a pipe.
     """
     whole = path.is_file()
-    files = sorted(file for file in path.iterdir() if file.suffix in MODEL) if path.is_dir() else [path] * whole
+    files = [path] * whole
+    if path.is_dir():  # some families keep weights in folders of their own
+        files = sorted(file for depth in ("*", "*/*") for file in path.glob(depth) if file.suffix in MODEL)
     digest = blake2b(digest_size=8)
     try:
         for file in files:
             size = file.stat().st_size
-            digest.update(f"{'' if whole else file.name} {size}".encode(errors="surrogateescape"))
+            digest.update(f"{'' if whole else file.relative_to(path)} {size}".encode(errors="surrogateescape"))
             with file.open("rb") as opened:
                 for start in range(0, size, BLOCK if whole else max(BLOCK, size // BLOCKS)):
                     opened.seek(start)

@@ -1,0 +1,158 @@
+"""Does GRPO learn as well on another engine's answers? The demo's chain on a network vLLM takes, into engines.json.
+
+    python -m bench.engines --python .venv-vllm/bin/python --seeds 0 1      killed, it goes on where it was
+
+The network is the demo's, wide enough for vLLM's CPU kernels (heads of 32 numbers). Everything up to GRPO is made once
+a seed; then GRPO runs twice with the demo's settings, from the same start on the same questions, and differs in the
+engine alone. Both are evaluated by the local engine on the same held-out questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bench import demo
+from bench.learning import MOST, WAYS, curve, difference, judged
+from longtake.cli import demo_stages
+from longtake.cli.demo import FRAMES, GRPO_STEPS
+from longtake.cli.demo_stages import FULL, ROOMY, Plan
+from longtake.cli.environment import restart
+from longtake.errors import UserError
+from longtake.eval import command as evaluation
+from longtake.log import Log, read_json, read_jsonl, write_json_atomic
+from longtake.log.folder import machine, versions
+from longtake.models.qwen3_vl import Qwen3VL
+from longtake.recipes import grpo
+from longtake.sim import tiny
+from longtake.train.engine_settings import Engine
+from longtake.train.resume import save_model
+from longtake.train.settings import Optim
+
+RESULT = demo.RESULTS / "engines.json"
+WIDTH = 128  # four heads of 32: the least that vLLM's CPU attention takes
+BEFORE = ("films", "decode", "base", "sft", "difficulty")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An engine under a name. Example: Arm("vllm", Engine(kind="vllm", python=Path(".venv-vllm/bin/python")))."""
+
+    name: str
+    engine: Engine
+    apart: int = 0  # added to GRPO's seed
+
+
+def prepare(plan: Plan, log: Log) -> None:
+    """The demo's stages before GRPO, on the wider network; what is there is not made again."""
+    words = tiny.tokenizer()
+    if not (plan.out / "untrained" / "config.json").exists():
+        net = tiny.network(words, plan.seed, width=WIDTH)
+        save_model(plan.out / "untrained", Qwen3VL(net, words, tiny.PROCESSOR))
+    for name in BEFORE:
+        demo_stages.STAGES[name](plan, log)
+
+
+def training(plan: Plan, arm: Arm, out: Path, steps: int) -> grpo.Config:
+    """The demo's GRPO with this engine."""
+    medium = read_json(plan.out / "difficulty" / "summary.json")["medium"]
+    return grpo.Config(
+        rows=plan.out / "difficulty" / "medium.jsonl", model=str(plan.out / "sft" / "model"), out=out,
+        seed=plan.seed + arm.apart, steps=steps, questions=min(16, medium), group_size=8, max_tokens=demo_stages.ANSWER,
+        video=plan.video(16, 32, 64, 64), optim=Optim(lr=3e-4, warmup=0, betas=(0.9, 0.95)), memory=ROOMY,
+        adapter=FULL, engine=arm.engine,
+    )  # fmt: skip
+
+
+def study(arms: Sequence[Arm], seeds: Sequence[int], out: Path, steps: int, log: Log) -> dict[str, Any]:
+    """Every run that is not there yet; returns what engines.json holds."""
+    runs = []
+    for seed in seeds:
+        plan = Plan(out / str(seed) / "start", seed, 1.0, 2)
+        prepare(plan, log)
+        for arm in arms:
+            folder = out / str(seed) / arm.name
+            grpo.run(training(plan, arm, folder / "grpo", steps), log)
+            evaluation.run(
+                evaluation.Config(
+                    rows=plan.rows("test"), model=str(folder / "grpo" / "model"), out=folder / "eval", seed=seed,
+                    max_tokens=demo_stages.ANSWER, video=plan.video(MOST),
+                ),
+                log,
+            )  # fmt: skip
+            runs.append({"seed": seed, "engine": arm.name} | numbers(folder))
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "frames": list(FRAMES),
+        "steps": steps,
+        "runs": runs,
+        "differences": [
+            difference(out, arm.name, arms[0].name, some)
+            for arm in arms[1:]
+            for some in dict.fromkeys([*((seed,) for seed in seeds), tuple(seeds)])
+        ],
+    }
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """One run: held-out accuracy, rewards, and how far engine and trainer were apart."""
+    rows = read_jsonl(folder / "grpo" / "metrics.jsonl")
+    apart = {name: [row[name] for row in rows if name in row] for name in ("engine_kl", "engine_gap", "engine_masked")}
+    return {
+        **judged(folder),
+        "curve": curve(folder / "grpo"),
+        "seconds_a_step": round(fmean(sum(row["seconds"].values()) for row in rows), 3),
+        **{name: {"mean": fmean(own), "max": max(own)} for name, own in apart.items() if own},
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """What is worth reading on a terminal."""
+    lines = [f"{r['seed']} {r['engine']:6} " + " ".join(f"{w} {100 * r[w]:.1f}" for w in WAYS) for r in found["runs"]]
+    for one in found["differences"]:
+        told = [
+            f"{way} {100 * one[way]['difference']:+.1f} [{', '.join(f'{100 * x:+.1f}' for x in one[way]['interval'])}]"
+            for way in WAYS
+        ]
+        lines.append(f"{one['mode']} - {one['against']}, seeds {one['seeds']}: " + "; ".join(told))
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str]) -> int:
+    """Exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.engines", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"), help="of the one with vLLM")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=GRPO_STEPS)
+    parser.add_argument("--out", type=Path, default=Path("out/engines"))
+    parser.add_argument("--prepare", action="store_true", help="only what comes before GRPO")
+    chosen = parser.parse_args(words)
+    log = Log()
+    try:
+        restart(["-m", "bench.engines", *words])
+        if chosen.prepare:
+            for seed in chosen.seeds:
+                prepare(Plan(chosen.out / str(seed) / "start", seed, 1.0, 2), log)
+            return 0
+        other = Engine(kind="vllm", python=chosen.python, context=4096, memory=2.0)
+        arms = (Arm("local", Engine()), Arm("vllm", other))
+        found = study(arms, chosen.seeds, chosen.out, chosen.steps, log)
+    except UserError as error:
+        log.ended(f"failed: {error.what}")
+        sys.stderr.write(f"{error}\n")
+        return 1
+    write_json_atomic(RESULT, found)
+    log.say(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
