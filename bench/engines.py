@@ -126,7 +126,7 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 def page(found: dict[str, Any]) -> str:
     """The whole of docs/engines.md."""
-    about, told = found["machine"], found["versions"]
+    about, ran = found["machine"], found["versions"]
     lines = [
         HEAD.format(steps=found["steps"]),
         "| seed | engine | sampled | greedy | KL a token, nats | largest gap, nats |",
@@ -151,7 +151,7 @@ def page(found: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"{about['processors']} CPU cores, torch {told['torch']}, transformers {told['transformers']}, {found['date']}.",
+        f"{about['processors']} CPU cores, torch {ran['torch']}, transformers {ran['transformers']}, {found['date']}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests import support_stages as stages
 from tests.support_page import page
-from tests.support_stages import Trial
+from tests.support_trial import NotRun, Trial, reason
 
 from longtake.errors import UserError
 from longtake.runtime.load import FAMILIES
@@ -44,10 +44,12 @@ def cell(trial: Trial, name: str) -> Cell:
             stages.STAGES[name](trial, aspect)
             found[aspect] = "pass"
         except UserError as error:
+            if "cannot be used" in error.what or "malformed" in error.why:
+                raise  # films and rows are ours
             found[aspect] = f"refused: {error.what}" + (f" ({error.why})" if error.why else "")
         except ValueError as error:  # settings that exclude each other
-            found[aspect] = f"refused: {stages.reason(error)}"
-        except stages.NotRun as why:
+            found[aspect] = f"refused: {reason(error)}"
+        except NotRun as why:
             found[aspect] = f"not run: {why}"
         except Exception as error:
             error.add_note(f"{trial.kind}, {name}, {trial.engine_name}, {aspect}")
@@ -63,6 +65,8 @@ def family(kind: str, python: Path | None, folder: Path, say: Callable[[str], No
         for name in stages.STAGES:
             found.setdefault(name, {})[engine] = made = cell(trial, name)
             say(f"{kind:20} {name:12} {engine:8} {made}")
+        if trial.live is not None:
+            trial.live.close()
     return found
 
 

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.models import tiny
-from tests.models.test_qwen2_5_vl import PIXELS as FRAME_PIXELS
+from tests.engines import wide
+from tests.models import tiny_llava, tiny_nvila
+from transformers import LlavaNextConfig
 
-from longtake.models.qwen2_5_vl import Qwen25VL
-from longtake.models.qwen3_vl import Qwen3VL
+from longtake.models.llava_next_video import LlavaNext
+from longtake.models.reduce import Reduction
 
-
-def _qwen3_vl(folder: Path) -> None:
-    words = tiny.tokenizer()
-    Qwen3VL(tiny.network(words), words, tiny.PIXELS).save(folder)
-
-
-def _qwen2_5_vl(folder: Path) -> None:
-    words = tiny.tokenizer()
-    Qwen25VL(tiny.network_2_5(words), words, FRAME_PIXELS).save(folder)
+HEAD = 32
 
 
 def save(kind: str, folder: Path) -> None:
     """A random network of the family."""
-    MAKERS[kind](folder)
+    if kind in wide.FAMILIES:
+        wide.build(kind).save(folder)
+    elif kind == "vila":
+        tiny_nvila.model(sizes={"width": 4 * HEAD}).save(folder)
+    elif kind == "llava_next":
+        words = tiny_llava.tokenizer()
+        net = tiny_llava.network(_widened(tiny_llava.config(words, LlavaNextConfig)))
+        LlavaNext(net, words, tiny_llava.PIXELS, Reduction(stride=2)).save(folder)
+    else:
+        narrow = tiny_llava.config
+        tiny_llava.config = lambda *given, **more: _widened(narrow(*given, **more))
+        try:
+            tiny_llava.original(folder)
+        finally:
+            tiny_llava.config = narrow
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"qwen3_vl": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl}
+def _widened(config: Any) -> Any:
+    config.text_config.head_dim = HEAD
+    return config

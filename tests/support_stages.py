@@ -2,156 +2,33 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-from tests import support_nets, world
+from tests import world
 from tests.endpoint import endpoint, says
 from tests.plain.engine import PlainEngine
 from tests.recipes.judges import fair
-from tests.world import World
+from tests.support_trial import LORA, Made, NotRun, Trial
 
 from longtake.engines import local
+from longtake.engines.vllm import Place, VllmEngine
 from longtake.errors import UserError
 from longtake.eval import command as evaluation
-from longtake.log import Log, read_json, read_jsonl
-from longtake.models.adapters import add_adapter
+from longtake.log import read_jsonl
 from longtake.recipes import difficulty, dpo, grpo, judge, ppo, reward, sft
 from longtake.runtime.load import load_model
-from longtake.train import judge_settings
+from longtake.train import engines, judge_settings
 from longtake.train.adapter_settings import Adapter
 from longtake.train.engine_settings import Engine
 from longtake.train.judge_settings import Judge
-from longtake.train.settings import Optim, Video
+from longtake.train.settings import Optim
 
-FULL, LORA = Adapter(kind="full"), Adapter(kind="lora", rank=4, alpha=8.0)
+FULL = Adapter(kind="full")
 TOKENS = 6
-
-
-class NotRun(Exception):
-    """Nobody tried, and why."""
-
-
-@dataclass(slots=True, frozen=True)
-class Made:
-    """A run that ended. Example: made.counts["features"]["made"]."""
-
-    out: Path
-    result: dict[str, Any]
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        return read_json(self.out / "run.json").get("counts", {})
-
-    @property
-    def notes(self) -> str:
-        return str(read_json(self.out / "run.json").get("notes", ""))
-
-
-@dataclass
-class Trial:
-    """A family on an engine. Example: Trial.open("qwen3_vl", "local", None, folder).run("sft", FULL, None)."""
-
-    kind: str
-    engine_name: str
-    python: Path | None
-    folder: Path
-    url: str = ""
-    number: int = 0
-
-    @classmethod
-    def open(cls, kind: str, engine: str, python: Path | None, folder: Path) -> Trial:
-        folder.mkdir(parents=True)
-        return cls(kind, engine, python, folder)
-
-    @cached_property
-    def world(self) -> World:
-        """Films and rows; a network without eyes gets the same questions without the films."""
-        made = world.build(self.folder / "world")
-        if not self.sees:
-            for name in ("rl", "sft"):
-                world.write(made.rows(name), [without_film(row) for row in read_jsonl(made.rows(name))])
-        return made
-
-    @property
-    def sees(self) -> bool:
-        return self.kind != "qwen3"
-
-    @cached_property
-    def model(self) -> str:
-        support_nets.save(self.kind, self.folder / "model")
-        return str(self.folder / "model")
-
-    @cached_property
-    def lora(self) -> str:
-        """The model with a LoRA that does something."""
-        model = load_model(self.model)
-        add_adapter(model, "lora", 4, 8.0)
-        random = torch.Generator().manual_seed(6)
-        with torch.no_grad():
-            for x in model.adapter.weights().values():
-                x.copy_(torch.randn(x.shape, generator=random) * 0.1)
-        (self.folder / "lora").mkdir()
-        model.save(self.folder / "lora")
-        return str(self.folder / "lora")
-
-    @property
-    def engine(self) -> Engine:
-        """Its settings. Raises NotRun."""
-        if self.engine_name == "sglang":
-            raise NotRun("no engine sglang: its server cannot be installed beside CPU torch")
-        if self.engine_name == "vllm":
-            if self.python is None:
-                raise NotRun("no environment with vLLM was named")
-            return Engine(kind="vllm", python=self.python, context=2048, memory=1.0)
-        return Engine(kind="remote", url=self.url) if self.engine_name == "remote" else Engine()
-
-    @cached_property
-    def scorer(self) -> str:
-        """A reward model on the model."""
-        pairs = STAGES["reward"].given(self)
-        return str(self.run(reward, model=self.model, video=self.video(), adapter=LORA, **pairs).result["model"])
-
-    def video(self, features: Path | None = None) -> Video:
-        return Video(frames=(4,), max_pixels=4096, features=features) if self.sees else Video()
-
-    def out(self) -> Path:
-        self.number += 1
-        return self.folder / f"run-{self.number}"
-
-    def run(self, stage: Any, **given: Any) -> Made:
-        """One run of a stage's module."""
-        out, log = self.out(), Log(stream=io.StringIO())
-        try:
-            return Made(out, stage.run(stage.Config(out=out, **given), log))
-        finally:
-            log.close()
-
-
-def reason(error: ValueError) -> str:
-    """What settings say of each other, without pydantic's frame."""
-    if isinstance(error, ValidationError):
-        if any(one["type"] == "extra_forbidden" for one in error.errors()):
-            raise error  # a fault of ours
-        return "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
-    return str(error)
-
-
-def without_film(row: Mapping[str, Any]) -> dict[str, Any]:
-    turns = [
-        turn | {"content": [part for part in turn["content"] if part["type"] == "text"]}
-        if isinstance(turn["content"], list)
-        else turn
-        for turn in row["messages"]
-    ]
-    return {key: value for key, value in row.items() if key != "video"} | {"messages": turns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +42,7 @@ class Stage:
 
     def __call__(self, trial: Trial, aspect: str) -> None:
         """Raises UserError or ValueError for what is refused, NotRun for what was not tried."""
-        with _endpoint(trial):
+        with _endpoint(trial), _one_process(trial):
             if "engine" in self.module.Config.model_fields:
                 engine = {"engine": trial.engine}
             elif trial.engine_name == "local":
@@ -200,7 +77,9 @@ class Stage:
             with _plain():
                 assert self.told(self.make(trial)) == self.told(made)
         else:
-            assert _greedy(self.told(made)) == _greedy(self.told(self.make(trial)))
+            if not (words := _greedy(self.told(made))):
+                raise NotRun("it samples; greedy words are compared by eval")
+            assert words == _greedy(self.told(self.make(trial)))
 
     def _lora(self, trial: Trial, engine: dict[str, Any]) -> None:
         made = self.make(trial, **engine, **({"adapter": LORA} if self.trains else {"model": trial.lora}))
@@ -223,6 +102,28 @@ def _plain() -> Iterator[None]:
         yield
     finally:
         local.LocalEngine = kept  # type: ignore[misc]
+
+
+@contextmanager
+def _one_process(trial: Trial) -> Iterator[None]:
+    """vLLM is started once for all runs of a trial: each gives it its own weights and features."""
+
+    @contextmanager
+    def vllm_of(settings: Engine, films: Any, weights: str, folder: Path, log: Any) -> Iterator[VllmEngine]:
+        trial.number += 1
+        version = f"{trial.number}: {weights}"
+        if trial.live is None:
+            place = Place(trial.python or Path(), trial.folder, context=settings.context, memory=settings.memory)
+            trial.live = VllmEngine.open(films.model, place, films.features, version)
+        trial.live.link.features = films.features
+        trial.live.load(films.model, version)
+        yield trial.live
+
+    kept, engines.vllm_of = engines.vllm_of, vllm_of
+    try:
+        yield
+    finally:
+        engines.vllm_of = kept
 
 
 @contextmanager
@@ -273,12 +174,22 @@ def _pairs(trial: Trial) -> dict[str, Any]:
         sides = {
             name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "so A"), ("rejected", "B"))
         }
-        rows.append({"id": f"p{number}", "question_id": row["id"], "prompt": row["messages"][:1]} | sides)
+        kind = {} if trial.sees else {"data_type": "text"}
+        rows.append({"id": f"p{number}", "question_id": row["id"], "prompt": row["messages"][:1]} | sides | kind)
     return {"rows": world.write(trial.world.rows("pairs"), rows), "batch": 2} | LEARNS
 
 
+def _scorer(trial: Trial) -> str:
+    """A reward model on the model, made once."""
+    folder = trial.folder / "scorer"
+    if not folder.exists():
+        made = trial.run(reward, model=trial.model, video=trial.video(), adapter=LORA, **_pairs(trial))
+        made.out.rename(folder)
+    return str(folder / "model")
+
+
 def _ppo(trial: Trial) -> dict[str, Any]:
-    given = {"reward_model": trial.scorer, "adapter": LORA, "questions": 2, "group_size": 2, "minibatches": 1}
+    given = {"reward_model": _scorer(trial), "adapter": LORA, "questions": 2, "group_size": 2, "minibatches": 1}
     return _asked(trial) | STEPS | given
 
 

@@ -143,9 +143,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     session = open_session(
         config, log, dress=lambda model, found: ppo.dress(model, found, config.model, config.reward_model)
     )
-    memory = config.memory
     scores = RewardModel.beside(
-        session.model, config.reward_model, memory.row_tokens, memory.answer_tokens, prefixes=session.prefixes
+        session.model,
+        config.reward_model,
+        config.memory.row_tokens,
+        config.memory.answer_tokens,
+        prefixes=session.prefixes,
     ).scores
     questions = decode(session.films, rows, config.video, log, answers=lambda _: config.max_tokens)
     credit, weight = credit_of(config), kl_weight(config, session.progress.beta)
@@ -153,25 +156,24 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     with outside_of(config.engine, session, log) as outside:
         sampler = policy.Sampler(
             questions, config.questions, 0, config.video, watched, (config.temperature,) * config.group_size,
-            config.max_tokens, memory.row_tokens, config.seed, outside=outside,
+            config.max_tokens, config.memory.row_tokens, config.seed, outside=outside,
         )  # fmt: skip
         for step in range(session.progress.step, config.steps):
-            answered = NOTHING
-            for new, _ in sampler.answers(session, log):
-                answered += new
+            answered = sum((new for new, _ in sampler.answers(session, log)), NOTHING)
             with log.phase("reward"), explained("answers", partial(ppo.facts, session, answered)):
                 answered = ppo.rewarded(answered, scores(answered.groups, session.films.features))
             with log.phase("score"):
-                seen = ppo.experience(session, answered, weight.beta, credit, config.temperature, memory.row_tokens)
+                seen = ppo.experience(
+                    session, answered, weight.beta, credit, config.temperature, config.memory.row_tokens
+                )
             with log.phase("update"):
                 learned, values, norm = learn(config, session, seen, log)
             weight = weight.after(seen.kl, len(answered.groups) * config.group_size)
             session.progress = replace(session.progress, step=step + 1, beta=weight.beta)
             if step + 1 in (1, config.steps) or (step + 1) % config.keep_rollouts == 0:
                 keep(config.out, step + 1, answered, seen.advantages, session.films)
-            numbers = policy.health(answered) | seen.numbers | learned.means()
+            numbers = policy.health(answered) | seen.numbers | learned.means() | (outside.numbers() if outside else {})
             numbers |= {"value_loss": values, "grad_norm": norm, "lr": config.optim.rate(step, config.steps)}
-            numbers |= outside.numbers() if outside else {}
             log.step(step + 1, config.steps, numbers)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 session.checkpoint()
