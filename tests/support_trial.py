@@ -97,7 +97,7 @@ class Trial:
     def engine(self) -> Engine:
         """Its settings. Raises NotRun."""
         if self.engine_name == "sglang":
-            raise NotRun("no engine sglang: its server cannot be installed beside CPU torch")
+            raise NotRun("its server cannot be installed beside CPU torch")
         if self.engine_name == "vllm":
             if self.python is None:
                 raise NotRun("no environment with vLLM was named")

@@ -13,6 +13,7 @@ OF_TRAINING = {"cap", "gate"}
 OWN = {  # what each kind reads beside `kind`
     "local": set[str](),
     "vllm": {"python", "context", "memory", "patience"} | OF_TRAINING,
+    "sglang": {"url", "patience"} | OF_TRAINING,
     "remote": {"url", "key_file", "max_pixels", "workers", "retries", "timeout"},
 }
 
@@ -20,16 +21,16 @@ OWN = {  # what each kind reads beside `kind`
 class Engine(Settings):
     """What answers. Another process computes with other kernels: what that changes is measured and corrected."""
 
-    kind: Literal["local", "vllm", "remote"] = Field(
+    kind: Literal["local", "vllm", "sglang", "remote"] = Field(
         "local",
-        description="local: the model itself; vllm: a process beside it; remote: any OpenAI-compatible endpoint",
+        description="local: the model itself; vllm: a process beside it; sglang: a server of it; remote: any endpoint",
     )
     python: Path | None = Field(None, description="vllm: Python of the environment that has it (make .venv-vllm/ready)")
     context: int = Field(32768, ge=1, description="tokens of the longest prompt with its answer")
     memory: float = Field(
         4.0, gt=0, description="GiB of keys and values on a CPU; on a GPU, below 1, the share of its memory"
     )
-    patience: float = Field(600.0, gt=0, description="seconds that vllm may take to start")
+    patience: float = Field(600.0, gt=0, description="seconds that it may take to start or to answer")
     cap: float = Field(
         3.0,
         ge=0,
@@ -38,7 +39,7 @@ class Engine(Settings):
     gate: float = Field(
         0.05, gt=0, description="nats by which a token's log-probabilities may differ before the first step"
     )
-    url: str | None = Field(None, description="remote: where it answers, up to and including /v1")
+    url: str | None = Field(None, description="sglang: of its server; remote: of the endpoint, up to and including /v1")
     key_file: Path | None = Field(None, description="remote: file that holds its key (default: none is sent)")
     max_pixels: int = Field(512 * 512, ge=1, description="remote: pixels of a frame that is sent")
     workers: int = Field(8, ge=1, description="remote: requests at once")
@@ -53,8 +54,9 @@ class Engine(Settings):
             raise ValueError("engine vllm needs python: the one of its environment, as .venv-vllm/bin/python")
         if self.python is not None and not self.python.is_file():
             raise ValueError(f"python: there is no {self.python}; `make .venv-vllm/ready` makes .venv-vllm/bin/python")
-        if self.kind == "remote" and not (self.url or "").startswith(("http://", "https://")):
-            raise ValueError(f"engine remote needs url, as http://localhost:8000/v1, got {self.url!r}")
+        if self.kind in ("sglang", "remote") and not (self.url or "").startswith(("http://", "https://")):
+            example = "http://localhost:8000/v1" if self.kind == "remote" else "http://localhost:30000"
+            raise ValueError(f"engine {self.kind} needs url, as {example}, got {self.url!r}")
         return self
 
     def trains(self, adapter: str) -> None:

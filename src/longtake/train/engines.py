@@ -11,6 +11,7 @@ from longtake.data.cache import FrameTier, Quarantine
 from longtake.engines.endpoint import Endpoint
 from longtake.engines.local import LocalEngine
 from longtake.engines.remote import Remote, read_key
+from longtake.engines.sglang import SglangEngine
 from longtake.engines.vllm import Place, VllmEngine
 from longtake.errors import UserError
 from longtake.log import Log
@@ -73,7 +74,7 @@ def engine_of(settings: engine_settings.Engine, name: str, films: Films, folder:
         finally:
             remote.close()
         return
-    with vllm_of(settings, films, weights_version(films.model), folder, log) as engine:
+    with beside_of(settings, films, weights_version(films.model), folder, log) as engine:
         yield engine
 
 
@@ -83,8 +84,23 @@ def outside_of(settings: engine_settings.Engine, session: Session, log: Log) -> 
     if settings.kind == "local":
         yield None
         return
-    with vllm_of(settings, session.films, f"step-{session.progress.step}", session.folder, log) as engine:
+    with beside_of(settings, session.films, f"step-{session.progress.step}", session.folder, log) as engine:
         yield Outside(engine, session.passes, settings.cap, settings.gate)
+
+
+@contextmanager
+def beside_of(
+    settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log
+) -> Iterator[VllmEngine | SglangEngine]:
+    """The engine in another process, with these weights."""
+    if settings.kind == "vllm":
+        with vllm_of(settings, films, weights, folder, log) as engine:
+            yield engine
+        return
+    assert settings.url is not None
+    with log.phase("engine"):
+        server = SglangEngine.open(films.model, settings.url, folder, films.features, weights, settings.patience)
+    yield server
 
 
 @contextmanager
