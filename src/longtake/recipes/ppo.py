@@ -135,6 +135,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.train.rollout import NOTHING
     from longtake.train.session import decode, open_session
 
+    config.engine.found()
     reads = (config.rows, config.model, find(config.reward_model))
     if known := begin(log, "ppo", config, config.out, fresh=config.fresh, reads=reads, mendable=True):
         return known

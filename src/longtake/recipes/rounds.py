@@ -121,7 +121,8 @@ def judge_config(config: Config, number: int, rows: Path, model: str) -> judge.C
 def dpo_config(config: Config, number: int, model: str) -> dpo.Config:
     """Of one round."""
     home = config.out / f"round-{number}"
-    longer = context_settings.Context(rope=config.context.rope, reduce=config.context.reduce)
+    shared_with_judge = {name: getattr(config.context, name) for name in context_settings.Context.model_fields}
+    longer = context_settings.Context(**shared_with_judge)
     return dpo.Config(
         rows=home / "judge" / "pairs.jsonl", model=model, out=home / "dpo", loss=config.loss, beta=config.beta,
         epochs=config.epochs, batch=config.batch, held_out=config.held_out, dtype=config.dtype,

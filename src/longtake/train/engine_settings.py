@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from longtake.config import Settings
+from longtake.errors import UserError
 
 OF_TRAINING = {"cap", "gate"}
 OWN = {  # what each kind reads beside `kind`
@@ -25,7 +26,7 @@ class Engine(Settings):
         "local",
         description="local: the model itself; vllm: a process beside it; sglang: a server of it; remote: any endpoint",
     )
-    python: Path | None = Field(None, description="vllm: Python of the environment that has it (make .venv-vllm/ready)")
+    python: Path | None = Field(None, description="vllm: Python of the environment that has it (make vllm)")
     context: int = Field(32768, ge=1, description="tokens of the longest prompt with its answer")
     memory: float = Field(
         4.0, gt=0, description="GiB of keys and values on a CPU; on a GPU, below 1, the share of its memory"
@@ -52,12 +53,16 @@ class Engine(Settings):
             raise ValueError(f"{', '.join(idle)} has no effect on engine {self.kind}: leave it out, or set kind")
         if self.kind == "vllm" and self.python is None:
             raise ValueError("engine vllm needs python: the one of its environment, as .venv-vllm/bin/python")
-        if self.python is not None and not self.python.is_file():
-            raise ValueError(f"python: there is no {self.python}; `make .venv-vllm/ready` makes .venv-vllm/bin/python")
         if self.kind in ("sglang", "remote") and not (self.url or "").startswith(("http://", "https://")):
             example = "http://localhost:8000/v1" if self.kind == "remote" else "http://localhost:30000"
             raise ValueError(f"engine {self.kind} needs url, as {example}, got {self.url!r}")
         return self
+
+    def found(self) -> None:
+        """Raises UserError, before anything takes time, where there is no such Python."""
+        if self.python is not None and not self.python.is_file():
+            fix = "`make vllm` makes .venv-vllm/bin/python"
+            raise UserError("there is no Python of vLLM", where=str(self.python), fix=fix)
 
     def trains(self, adapter: str) -> None:
         """Raises ValueError where its answers cannot be learned from, or it cannot act with the adapter."""

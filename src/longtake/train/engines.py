@@ -35,6 +35,7 @@ def films_of(
 
     Raises UserError, also for settings that an endpoint would ignore.
     """
+    settings.found()
     if settings.kind != "remote":
         with log.phase("load"):
             loaded = load_model(name, dtype, rope=context.rope, reduce=context.reduce)
