@@ -14,7 +14,7 @@ from longtake.models.qwen3_vl import Qwen3VL
 from longtake.recipes import grpo
 from longtake.records import Features
 from longtake.runtime import load
-from longtake.train import policy, session, step
+from longtake.train import engines, policy, session, step
 from longtake.train import resume as resumed
 from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
@@ -104,9 +104,10 @@ def stage(monkeypatch: Any, model: Any = None) -> Stage:
     with torch.no_grad():
         levels = {name: model.encode([film])[0].level_LNE for name, film in FILMS.items()}
     made = Stage(model, levels)
-    for place in (session, load):
+    for place in (session, load, engines):
         monkeypatch.setattr(place, "load_model", lambda *_, **__: model)
-    monkeypatch.setattr(session, "open_films", lambda *_, **__: made)
+    for place in (session, engines):
+        monkeypatch.setattr(place, "open_films", lambda *_, **__: made)
     monkeypatch.setattr(session, "decode", lambda films, questions, *_, **__: list(questions))
     for name in ("save", "save_model"):
         monkeypatch.setattr(resumed, name, lambda *_: Path("model"))
