@@ -9,6 +9,7 @@ TESTS = {
     "models/rope.py": (ROPE,),
     "models/context_file.py": (ROPE,),
     "train/reach.py": (REACH,),
+    "data/subtitles.py": ("data/test_subtitles.py",),
 }
 
 SCALES = breaks(
@@ -44,8 +45,8 @@ FOLDERS = breaks(
 
 FITS = breaks(
     "train/reach.py",
-    ("+ answers(look.question) for look", "for look", "answers are not counted in the bound"),
-    ("len(look.question.text.encode())", "0", "the first text stands for all"),
+    ("+ answers(question) for question", "for question", "answers are not counted in the bound"),
+    ("len(question.text.encode())", "0", "the first text stands for all"),
     ("key=lambda receipt: receipt.seconds[-1] - receipt", "key=lambda receipt: 0 * receipt", "any window"),
     ("key=lambda receipt: receipt.seconds[-1])", "key=lambda receipt: 0)", "any end"),
     ("(seen.width, seen.height, len(seen.indices), seen.image)", "(seen.height,)", "all sizes are one"),
@@ -55,4 +56,17 @@ FITS = breaks(
     ("if model.context.rope else", "if False else", "scaled twice is advised"),
 )
 
-MUTANTS = SCALES + FOLDERS + FITS
+WORDS = breaks(
+    "data/subtitles.py",
+    ("3600 * int(hours)", "60 * int(hours)", "hours are minutes"),
+    ("10 ** len(fraction)", "1000", "a short fraction of a second"),
+    ("cue.end >= start", "cue.start >= start", "what is on already is not read"),
+    ("cue.start <= end", "cue.end <= end", "what goes on is not read"),
+    ("if policy.seconds is not None:", "if False:", "explicit times are no window"),
+    ('"\\n".join([*lines, question.text])', '"\\n".join([question.text, *lines])', "behind the question"),
+    ("html.unescape(", "str(", "marks of a .vtt stay"),
+    ("if not 0 <= start <= end:", "if False:", "times that run backwards"),
+    ("if not found:", "if False:", "an empty file is a film without words"),
+)
+
+MUTANTS = SCALES + FOLDERS + FITS + WORDS

@@ -26,12 +26,8 @@ REDUCED = breaks(
         "parts = [z_FhwE.mean(0).flatten(0, 1), z_FhwE.mean((1, 2))]",
         "spatial before temporal",
     ),
-    ("(slow if i % how.slow == 0 else fast)[i]", "(slow if i % how.slow else fast)[i]", "fast frames are slow"),
-    (
-        "return [kinds[0] if frame % self.slow == 0 else kinds[-1]",
-        "return [kinds[0] if frame % self.slow else kinds[-1]",
-        "counts of fast frames",
-    ),
+    ("how.strides[i % how.slow > 0]", "how.strides[i % how.slow == 0]", "fast frames are slow"),
+    ("kinds[frame % self.slow > 0]", "kinds[frame % self.slow == 0]", "counts of fast frames"),
     (
         "(a * means[i] + b * means[i + 1]) / (a + b)",
         "(means[i] + means[i + 1]) / 2",

@@ -10,10 +10,11 @@ import pytest
 from tests.data.rowfiles import chat, lines
 
 from longtake.data.jsonrows import Malformed
+from longtake.data.pairs import read_pairs, write_pair
 from longtake.data.rows import read_questions, sift_questions
 from longtake.data.subtitles import seen, subtitles_of, told
 from longtake.data.write import canonical
-from longtake.records import Cue, FramePolicy, Question
+from longtake.records import Cue, FramePolicy, Pair, Question
 
 SRT = """1
 00:00:01,500 --> 00:00:03,000
@@ -105,11 +106,9 @@ def test_those_of_the_window_are_read(policy: FramePolicy, want: str) -> None:
 def test_a_file_that_is_no_good_sets_its_row_aside(tmp_path: Path, text: str | bytes, why: str) -> None:
     write(tmp_path, text)
     path = lines(tmp_path, chat("good"), chat("bad", subtitles="a.srt"))
-    questions, (bad,) = sift_questions(path)
+    questions, bad = sift_questions(path)
     assert [question.id for question in questions] == ["good"]
-    assert (bad.place, bad.id) == (2, "bad")
-    assert why in bad.reason
-    assert bad.fix
+    assert [(row.place, row.id, why in row.reason, bool(row.fix)) for row in bad] == [(2, "bad", True, True)]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +141,15 @@ def test_a_row_that_is_written_again_finds_its_file(tmp_path: Path) -> None:
     row = canonical(question, tmp_path / "next")
     assert row["subtitles"] == "../a.srt"
     assert read_questions(lines(tmp_path / "next", json.dumps(row)))[0].subtitles == question.subtitles != ()
+
+
+def test_pairs_keep_them(tmp_path: Path) -> None:
+    write(tmp_path, SRT)
+    (question,) = read_questions(lines(tmp_path, chat(subtitles="a.srt")))
+    (tmp_path / "next").mkdir()
+    row = write_pair(Pair("p", question, "left", "right"), tmp_path / "next")
+    (pair,) = read_pairs(lines(tmp_path / "next", json.dumps(row)))
+    assert pair.question.subtitles == question.subtitles != ()
 
 
 def test_one_question_with_other_subtitles_is_another(tmp_path: Path) -> None:

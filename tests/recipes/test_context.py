@@ -147,6 +147,32 @@ def test_a_second_network_knows_as_many_positions_as_the_policy(world: World, tm
     assert RewardModel.open(policy, same, name="reward").model.context.rope == "linear:2"
 
 
+def test_subtitles_are_read_or_not(world: World, tmp_path: Path) -> None:
+    rows = read_jsonl(world.rows("rl"))
+    for row in rows:
+        part = row["messages"][0]["content"][0]
+        part["video"] = str((world.folder / "rows" / part["video"]).resolve())
+    common = {"model": world.model, "video": world.video(4), "max_tokens": 3}
+    off = Context(subtitles="off")
+    with pytest.raises(UserError, match="name no subtitles"):
+        run(command, command.Config(rows=world.rows("rl"), out=tmp_path / "idle", context=off, **common))
+    rows[0]["subtitles"] = [{"start": 0, "end": 1, "text": "left"}]
+    rows[1]["subtitles"] = "none.srt"
+    given = write(tmp_path / "rows.jsonl", rows)
+    common["video"] = world.video(4, most_failed=0.2)
+    counts = {}
+    for name, context in (("on", Context()), ("off", off)):
+        run(command, command.Config(rows=given, out=tmp_path / name, context=context, **common))
+        asked = read_jsonl(tmp_path / name / "outcomes" / "4-greedy-none.jsonl")
+        counts[name] = [row["receipt"]["subtitles"] for row in asked]
+        (bad,) = read_jsonl(tmp_path / name / "bad_rows-rows.jsonl")
+        assert "none.srt" in bad["reason"]
+    assert counts == {"on": [1] + [0] * 6, "off": [0] * 7}
+    rows[0]["subtitles"][0]["text"] = "left " * LIMIT
+    long = write(tmp_path / "long.jsonl", rows)
+    assert beyond(command, command.Config(rows=long, out=tmp_path / "long", **common)).where == "question q0"
+
+
 def beyond(recipe: Any, config: Settings) -> UserError:
     with pytest.raises(UserError, match="does not fit the model") as caught:
         run(recipe, config)

@@ -11,7 +11,7 @@ import torch
 from tests.world import World, silent
 
 from longtake.data.rows import read_questions
-from longtake.records import FramePolicy, Question
+from longtake.records import Cue, FramePolicy, Question
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model
 from longtake.runtime.shelf import Counts
@@ -167,3 +167,27 @@ def test_a_film_that_fails_is_not_usable(films: Films, questions: list[Question]
     assert not films.usable(replace(questions[0], video=str(bad)))
     assert films.usable(questions[0])
     assert films.usable(replace(questions[0], video=None))
+
+
+def test_subtitles_stand_before_the_question(world: World, films: Films, tmp_path: Path) -> None:
+    """Those of the window; the receipt counts them; the control without frames keeps the words."""
+    cues = (Cue(0.0, 0.4, "left"), Cue(3.0, 9.0, "right"))
+    question = Question("q0", str(world.film(0)), "where ?", subtitles=cues)
+
+    def texts(look: Look) -> tuple[str, int | None]:
+        prompt = films.prompt(look)
+        return films.model.tokenizer.decode(prompt.ids), prompt.receipt and prompt.receipt.subtitles
+
+    plain = replace(question, subtitles=(), text="[0.0s] left\n[3.0s] right\nwhere ?")
+    assert texts(Look(question, POLICY))[0] == texts(Look(plain, POLICY))[0]
+    assert texts(Look(question, POLICY))[1] == 2
+    assert texts(Look(replace(plain, text="where ?"), POLICY))[1] == 0
+    late = replace(POLICY, start=1.0)
+    one = replace(plain, text="[3.0s] right\nwhere ?")
+    assert texts(Look(question, late)) == (texts(Look(one, late))[0], 1)
+    blind = Look(question, POLICY, "no_video")
+    assert texts(blind) == (texts(Look(replace(plain, video=None), POLICY))[0], None)
+    off = open_films(films.model, world.video(), tmp_path / "off", frozen=True)
+    off.subtitles = False
+    bare = replace(plain, text="where ?")
+    assert off.prompt(Look(question, POLICY)).ids == films.prompt(Look(bare, POLICY)).ids

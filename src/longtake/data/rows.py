@@ -109,8 +109,8 @@ def _gather(path: Path, videos: Path | None, learn: bool) -> tuple[list[_Prompt]
     for place, draft in found:
         try:
             question = _question(draft, videos or path.parent, prompts)
-        except Malformed as flaw:  # of its subtitles
-            bad.append(Bad(place, draft.id, flaw.reason, flaw.fix))
+        except Malformed as wrong:  # its subtitles
+            bad.append(Bad(place, draft.id, wrong.reason, wrong.fix))
             continue
         known = prompts.get(question.id)
         flaw = _flaw(draft, learn) or (_clash(known, question, draft) if known else None)

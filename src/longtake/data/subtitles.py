@@ -41,10 +41,11 @@ def subtitles_of(value: Any, root: Path) -> tuple[Cue, ...]:
 
 
 def _listed(one: Any) -> Cue | None:
-    times = [one.get(key) for key in ("start", "end")] if isinstance(one, dict) else []
-    if not times or not all(is_number(time) for time in times) or not isinstance(one.get("text"), str):
+    if not isinstance(one, dict) or not all(is_number(one.get(key)) for key in ("start", "end")):
         raise Malformed(f"a subtitle must have start, end and text, not {one!r:.60}", FIX)
-    return _cue(float(times[0]), float(times[1]), one["text"], repr(one))
+    if not isinstance(one.get("text"), str):
+        raise Malformed(f"a subtitle must have a text, not {one!r:.60}", FIX)
+    return _cue(float(one["start"]), float(one["end"]), one["text"], repr(one))
 
 
 @lru_cache(maxsize=64)  # rows about one film stand together
@@ -52,8 +53,8 @@ def _file(path: Path) -> tuple[Cue, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise Malformed(f"the subtitles {path} cannot be read: {str(why).lower()}", FIX) from None
+        why = str(error.strerror).lower() if isinstance(error, OSError) else "it is not UTF-8"
+        raise Malformed(f"the subtitles {path} cannot be read: {why}", FIX) from None
     found = []
     for block in re.split(r"\n[ \t]*\n", text.strip()):
         lines = [line.strip() for line in block.strip().splitlines()]
@@ -64,8 +65,8 @@ def _file(path: Path) -> tuple[Cue, ...]:
             raise Malformed(f"no time in the subtitles {path}: {lines[0]:.60}", FIX)
         match = _TIMES.fullmatch(lines[place])
         assert match is not None
-        times = match.groups()
-        cue = _cue(_seconds(times[:4]), _seconds(times[4:]), html.unescape(" ".join(lines[place + 1 :])), lines[place])
+        times, text = match.groups(), html.unescape(_TAG.sub("", " ".join(lines[place + 1 :])))
+        cue = _cue(_seconds(times[:4]), _seconds(times[4:]), text, lines[place])
         found += [cue] if cue else []
     if not found:
         raise Malformed(f"no subtitle in {path}", FIX)
@@ -81,7 +82,7 @@ def _cue(start: float, end: float, text: str, where: str) -> Cue | None:
     """None for one without text. Raises Malformed."""
     if not 0 <= start <= end:
         raise Malformed(f"a subtitle ends before it begins: {where:.60}", FIX)
-    said = " ".join(_TAG.sub("", text).split())
+    said = " ".join(text.split())
     return Cue(start, end, said) if said else None
 
 

@@ -20,7 +20,8 @@ from longtake.errors import UserError
 
 MODES = ("average", "max", "bilinear")
 NEWLINES = ("grid", "frame", "one_token", "no_token")
-WORDS: dict[str, dict[str, object]] = {name: {"newline": name} for name in NEWLINES} | {
+WORDS: dict[str, dict[str, object]] = {
+    **{name: {"newline": name} for name in NEWLINES},
     "before": {"before": True},
     "after": {"before": False},
     "temporal+spatial": {"apart": True},
@@ -99,7 +100,7 @@ class Reduction:
         if not min(min(kind) for kind in kinds):
             why = f"a pool is larger than the {h} x {w} tokens of a frame"
             raise UserError(f"the reduction {self.spec!r} leaves no tokens", why=why, fix="a smaller stride")
-        return [kinds[0] if frame % self.slow == 0 else kinds[-1] for frame in range(left)]
+        return [kinds[frame % self.slow > 0] for frame in range(left)]
 
     def tokens(self, frames: int, h: int, w: int) -> int:
         """N of that many frames, newlines included."""
@@ -117,8 +118,8 @@ def reduce(z_FhwE: Tensor, how: Reduction, project: Callable[[Tensor], Tensor], 
     if how.apart:
         parts = [z_FhwE.mean((1, 2)), z_FhwE.mean(0).flatten(0, 1)]
     else:
-        slow, fast = (pool(z_FhwE, stride, how.mode) for stride in how.strides)
-        parts = [(slow if i % how.slow == 0 else fast)[i].flatten(0, 1) for i in range(len(blocks))]
+        pooled = {stride: pool(z_FhwE, stride, how.mode) for stride in {*how.strides}}
+        parts = [pooled[how.strides[i % how.slow > 0]][i].flatten(0, 1) for i in range(len(blocks))]
     if how.before:
         parts = list(project(torch.cat(parts)).split([rows * wide for rows, wide in blocks]))
     return torch.cat(_with_newlines(parts, blocks, how.newline, newline_E))

@@ -59,7 +59,9 @@ def scale(text: Any, scaling: Scaling) -> None:
     config, own = text.config, getattr(text.config, "rope_parameters", None) or {}
     if "rope_theta" not in own or not hasattr(text, "rotary_emb"):
         why = f"a {config.model_type} has other positions, or several kinds of them"
-        raise UserError("the positions of this model cannot be scaled", where="--context.rope", why=why, fix="leave it")
+        raise UserError(
+            "the positions of this model cannot be scaled", where="--context.rope", why=why, fix="leave it out"
+        )
     if own["rope_type"] != "default":
         raise already(f"config.json says {own['rope_type']} by {own.get('factor', 1):g}")
     longest, factor = config.max_position_embeddings, scaling.factor

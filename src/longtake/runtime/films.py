@@ -107,7 +107,7 @@ class Films:
     def prompt(self, look: Look) -> Prompt:
         """The one token sequence for this look; the last ones made are kept, up to KEPT_TOKENS."""
         film, policy, shuffled = look.seen()
-        key = (look.question.id, look.question.text, film, policy, shuffled)
+        key = (look.question.id, self.told(look).text, film, policy, shuffled)
         if key not in self._prompts:
             prompt = self._made(look)
             self._prompts[key] = prompt
