@@ -150,3 +150,16 @@ def test_many_models_have_a_line_each(everything: Path) -> None:
     ):
         assert said in seen.text, said
     assert "Model: grpo." in seen.text
+
+
+def test_an_engine_that_computes_something_else_is_named() -> None:
+    assert watch.apart((), ()) == ()
+    (told,) = watch.apart(line(0, 0), line(0, 0))
+    assert told.tone == "plain"
+    assert "at most 0.001 nats a token" in told.text
+    assert "0 % of answers were left out" in told.text.translate(PLAIN)
+    (told,) = watch.apart(line(0, 0.4), line(0.1, 0.3))
+    assert told.tone == "bad"
+    assert "20 % of answers were left out: engine and trainer do not compute the same network" in told.text.translate(
+        PLAIN
+    )

@@ -14,7 +14,7 @@ from longtake.report.lines import FEW, MARKS, SMOOTHED_OVER
 IN_GROUPS = ("groups_all_right", "groups_all_wrong")  # drawn together
 SHARES = (  # metrics shown in percent
     *("accuracy", "held_accuracy", "format", "finished", "groups_kept", "clipped"),
-    "features_hit",
+    *("features_hit", "engine_masked"),
 )
 WITHOUT = ("eval", "judge")  # their steps are settings and parts of the work
 SMALL = 0.02  # phases below this share of a stage are drawn together as "other"
@@ -38,6 +38,9 @@ NAMES = {
     "shaped": "score after penalties and scale",
     "return": "mean return",
     "value": "mean value",
+    "engine_kl": "engine and trainer apart (KL), nats a token",
+    "engine_gap": "largest gap between engine and trainer, nats",
+    "engine_masked": "answers left out by the importance cap",
     "features_hit": "sets of frames that were encoded already",
 }
 SAMPLING = "answers are sampled token by token; shorter answers or more questions at a time would help"
@@ -55,6 +58,7 @@ ADVICE = {
     "reference": "it is computed once; a longer run on the same pairs spends a smaller share here",
     "held_out": "looks at held-out pairs are the work here; fewer of them or rarer looks would help",
     "gate": "held-out tests are the work here; fewer questions or rarer tests would help",
+    "engine": "the run is so short that starting the engine outweighs it",
     "load": "the run is so short that loading the model outweighs it",
 }
 COLOURS = {

@@ -9,6 +9,7 @@ from longtake.report import charts, lines, words
 from longtake.report.files import Run
 from longtake.report.words import Verdict
 
+LEFT_OUT = 0.02  # share of answers beyond the importance cap that chance explains
 ENDS = 5  # the first and the last fifth of a run are compared
 WHEN = "From the first to the last fifth of the run"
 SCORE, TRUTH, LENGTH = "score", "accuracy", "length"
@@ -47,9 +48,22 @@ def told(run: Run) -> tuple[Verdict, ...]:
     table = {line.name: line.points for line in run.curves}
     if run.file.stage == "dpo":
         return displaced(table.get("reward_chosen", ()), table.get("reward_rejected", ()))
+    found = apart(table.get("engine_kl", ()), table.get("engine_masked", ()))
     if run.file.stage == "ppo":
-        return gamed(table.get(SCORE, ()), table.get(TRUTH, ()), table.get(LENGTH, ()))
-    return ()
+        return found + gamed(table.get(SCORE, ()), table.get(TRUTH, ()), table.get(LENGTH, ()))
+    return found
+
+
+def apart(kl: charts.Points, masked: charts.Points) -> tuple[Verdict, ...]:
+    """Does an engine in another process sample what the trainer would?"""
+    if not kl:
+        return ()
+    most, left = max(value for _, value in kl), mean([value for _, value in masked]).value
+    text = f"Answers came from an engine in another process: at most {words.number(most)} nats a token from the trainer"
+    if left <= LEFT_OUT:
+        return (Verdict("plain", f"{text}; {words.percent(left)} of answers were left out by the importance cap."),)
+    why = "engine and trainer do not compute the same network. longtake parity shows where they part."
+    return (Verdict("bad", f"{text}, and {words.percent(left)} of answers were left out: {why}"),)
 
 
 def shared(run: Run) -> list[tuple[charts.Plot, tuple[str, ...]]]:
