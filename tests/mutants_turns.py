@@ -96,7 +96,7 @@ QWEN += breaks("models/qwen3_vl.py", ("= max(grid[1:])", "= grid[1]", "positions
 QWEN += breaks(
     "models/qwen2_5_vl.py",
     ("spread_3P[:, place_TN].max() + 1", "max(grid[1:]) // 2", "text inside a long film, as transformers 5.3"),
-    ("* rate", "", "time without its rate"),
+    ("dtype=torch.float32) * rate", "dtype=torch.float32)", "time without its rate"),
     ("[self.seconds(receipt)] if receipt else []", "None", "every film a patch a second"),
 )
 

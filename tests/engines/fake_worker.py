@@ -20,6 +20,10 @@ def say(op, **content):
     print(json.dumps({"op": op, **content}), flush=True)
 
 
+def note(op, **content):
+    print(json.dumps({"op": op, **content}), file=sys.stderr, flush=True)
+
+
 def answer(message):
     """Depends on the prompt and the draw alone: 12 … 61, ended by the first stop token if the seed is even."""
     first = (sum(message["ids"]) % 1000 + 7 * len(message["ids"]),)
@@ -34,7 +38,7 @@ def answer(message):
 
 def reply(message, mode):
     number = message["number"]
-    print(json.dumps({"op": "replied", "number": number}), file=sys.stderr, flush=True)
+    note("replied", number=number)
     seen = message["ids"][::-1] if mode == "strange" else message["ids"]
     if mode == "refuses" and message["op"] == "ask":
         say("refused", number=number, kind="ValueError", why="the prompt is odd")
@@ -106,6 +110,7 @@ def main():
                     time.sleep(0.15)
                     say("beat")
         waiting = []
+    note("bye")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""vLLM itself against the trainer: the contract of docs/adding-an-engine.md, as far as another process can keep it.
-
-Runs by `make test-engines`, in minutes; without .venv-vllm it fails.
-"""
+"""vLLM itself against the trainer: the contract of an engine, as far as another process keeps it. make test-engines"""
 
 import os
 import signal
@@ -78,7 +75,7 @@ class Case:
             abs(got - want)
             for group, own in zip(groups, draws, strict=True)
             for answer, wants in zip(
-                group.answers, self.logprobs(group, [draw.temperature or 1.0 for draw in own]), strict=True
+                group.answers, self.logprobs(group, [d.temperature or 1.0 for d in own]), strict=True
             )
             for got, want in zip(answer.logprob, wants, strict=True)
         )
@@ -267,6 +264,18 @@ def test_heads_that_are_too_small_are_said(tmp_path):
     place = Place(PYTHON, tmp_path, context=1024, memory=1.0)
     with pytest.raises(UserError, match=r"(?s)does not start.*engine.log.*heads of 32 numbers"):
         VllmEngine.open(model, place, lambda handles: [], "v1")
+
+
+@pytest.mark.parametrize(
+    ("family", "spec"),
+    [("qwen2_5_vl", "dynamic:2"), ("qwen3_vl", "yarn:2"), ("qwen3", "linear:2"), ("qwen3", "yarn:2")],
+)
+def test_scaled_positions(tmp_path, family, spec):
+    case = Case(family, tmp_path)
+    case.model = tiny.load_model(tmp_path / f"{family}-0", "float32", "cpu", rope=spec)
+    with VllmEngine.open(case.model, Place(PYTHON, tmp_path, memory=1.0), case.features, "v1") as engine:
+        groups = engine.generate(case.prompts[:1], DRAWS[:1], 4)
+    assert case.gap(groups, DRAWS[:1]) < GAP
 
 
 def test_a_distance_of_frames_that_vllm_cannot_tell_is_counted(tmp_path):

@@ -47,6 +47,7 @@ def test_a_lora_is_in_the_weights_and_the_model_is_as_before(tmp_path, family):
     want = logits(model)
     assert (want - plain).abs().max() > 0.1
     one = load_model(tmp_path / "base", "float64", "cpu")
+    assert merged(model).keys() == one.net.state_dict().keys()
     one.net.load_state_dict(merged(model))
     assert_close(logits(one), want, rtol=EXACT, atol=EXACT)
     assert_close(logits(model), want, rtol=0, atol=0)
@@ -105,6 +106,22 @@ def test_weights_go_in_the_engines_dtype(tmp_path):
     export(model, tmp_path, torch.bfloat16, 5000)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("lm_head.weight"), model.lm_head.weight.bfloat16())
+
+
+@pytest.mark.parametrize("spec", ["linear:2", "yarn:2", "dynamic:2"])
+@pytest.mark.parametrize("family", wide.FAMILIES)
+def test_scaled_positions_go_where_vllm_computes_them(tmp_path, family, spec):
+    wide.build(family).save(tmp_path / "base")
+    model = load_model(tmp_path / "base", "float32", "cpu", rope=spec)
+    (tmp_path / "out").mkdir()
+    mrope = {"qwen2_5_vl": ("linear:2", "yarn:2"), "qwen3_vl": ("linear:2",)}
+    if spec in mrope.get(family, ()):
+        with pytest.raises(UserError, match=r"(?s)vLLM cannot scale.*--context.rope dynamic:N"):
+            export(model, tmp_path / "out", torch.float32, 1000)
+        return
+    export(model, tmp_path / "out", torch.float32, 1000)
+    config = AutoConfig.from_pretrained(tmp_path / "out").get_text_config()
+    assert config.rope_parameters == model.text.config.rope_parameters
 
 
 def test_what_vllm_cannot_compute_is_refused(tmp_path):

@@ -99,7 +99,11 @@ class VllmEngine:
         command = [str(place.python), "-I", str(WORKER)]  # -I: no module beside the worker is taken for one of theirs
         link = Link(command, options(place, model), place.folder / "vllm", features, place.patience, say)
         engine = cls(model, link)
-        engine.load(model, weights)
+        try:
+            engine.load(model, weights)
+        except BaseException:
+            engine.close()
+            raise
         return engine
 
     @property

@@ -61,7 +61,8 @@ class Link:
             return
         try:
             self._process.say("load", model=str(shelf))
-            reply = self._hear()
+            while "number" in (reply := self._hear()) and reply["number"] >= 0:
+                pass  # of a call that was broken off
         except Gone as gone:
             self._restart(gone, "with the new weights")
             return
@@ -72,11 +73,11 @@ class Link:
         """The worker's reply to each. Raises UserError, also when it dies a second time."""
         found: dict[int, dict[str, Any]] = {}
         try:
-            self._round(jobs, found)
+            self._try(jobs, found)
         except Gone as gone:
             self._restart(gone, f"for {len(jobs) - len(found)} of {len(jobs)} questions")
             try:
-                self._round(jobs, found)
+                self._try(jobs, found)
             except Gone as again:
                 self._kill()
                 raise dead(str(again), self.folder / "engine.log") from again
@@ -86,9 +87,20 @@ class Link:
         if self._process is not None:
             self._process.close()
         self._kill()
-        if self.shelf is not None:
-            shutil.rmtree(self.shelf, ignore_errors=True)
+        for shelf in self.folder.glob("weights-*"):
+            shutil.rmtree(shelf, ignore_errors=True)
         self.shelf = None
+
+    def _try(self, jobs: Sequence[Job], found: dict[int, dict[str, Any]]) -> None:
+        """`_round`; if that is broken off, the worker need not go on."""
+        try:
+            self._round(jobs, found)
+        except Gone:
+            raise
+        except BaseException:
+            if self._process is not None:
+                self._process.say("drop")
+            raise
 
     def _round(self, jobs: Sequence[Job], found: dict[int, dict[str, Any]]) -> None:
         """Asks for what is not found yet, as much at once as AHEAD allows. Raises Gone, and UserError."""
@@ -112,7 +124,6 @@ class Link:
             place = flying.pop(reply["number"])
             handle = jobs[place].prompt.features
             if reply["op"] == "refused":
-                self._process.say("drop")
                 raise refused(reply, f"question {jobs[place].prompt.id}", self.options)
             found[place] = reply
             uses[handle] -= 1
@@ -132,6 +143,8 @@ class Link:
                 there.add(handle)
                 level_LNE = self.features([handle])[0].level_LNE
                 tokens_NE = torch.cat(list(level_LNE), -1).to("cpu", DTYPES[self.options["dtype"]])
+                if len(tokens_NE) != sum(stop - start for start, stop in job.prompt.visual):
+                    raise ValueError(f"{len(tokens_NE)} visual tokens do not fill question {job.prompt.id}")
                 file = self.folder / f"features-{number}.safetensors"
                 save_file({"features": tokens_NE.contiguous()}, file)
                 self._process.say("features", handle=handle, file=str(file))

@@ -38,7 +38,7 @@ class Process:
         try:
             with log.open("ab") as errors:
                 self._popen = subprocess.Popen(
-                    list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
+                    list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
                 )
         except OSError as error:
             raise UserError("no Python there", where=command[0], why=error.strerror or "", fix=SETUP) from error
@@ -47,12 +47,11 @@ class Process:
         self._end = weakref.finalize(self, _kill, self._popen)
 
     def say(self, op: str, **content: Any) -> None:
-        """Raises Gone."""
+        """To one that has ended nothing: `hear` tells, after what it still said."""
         assert self._popen.stdin is not None
-        try:
+        with suppress(OSError):
             self._popen.stdin.write(json.dumps({"op": op, **content}).encode() + b"\n")
-        except OSError as error:
-            raise Gone(self._how()) from error
+            self._popen.stdin.flush()
 
     def hear(self, seconds: float) -> dict[str, Any]:
         """The next message. Raises Gone, also if there is none for that long."""
@@ -102,8 +101,9 @@ def last_words(log: Path) -> str:
 
 
 def _listen(stdout: Any, heard: Queue[bytes | None]) -> None:
-    for line in stdout:
-        heard.put(line)
+    with stdout:
+        for line in stdout:
+            heard.put(line)
     heard.put(None)
 
 
@@ -111,6 +111,6 @@ def _kill(popen: subprocess.Popen[bytes]) -> None:
     """Also at the end of this Python."""
     popen.kill()
     popen.wait()
-    for stream in (popen.stdin, popen.stdout):
-        with suppress(OSError):
-            stream.close()  # type: ignore[union-attr]
+    assert popen.stdin is not None
+    with suppress(OSError):
+        popen.stdin.close()

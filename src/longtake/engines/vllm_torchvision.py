@@ -1,4 +1,4 @@
-"""Lets the public torchvision load beside a torch without CUDA; `make .venv-vllm/ready` copies this file into vLLM's
+"""Lets the public torchvision load beside a torch without CUDA; `make vllm` copies this file into vLLM's
 environment, where every start of Python imports it.
 
 torchvision from the package index is linked against CUDA: without it, its compiled operators are missing and the import

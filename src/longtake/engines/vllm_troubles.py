@@ -8,7 +8,7 @@ from typing import Any
 
 from longtake.errors import UserError
 
-SETUP = "make .venv-vllm/ready, then name .venv-vllm/bin/python"
+SETUP = "make vllm, then name .venv-vllm/bin/python"
 HEADS = ("CPU attention", "head_size", "head size", "head_dim")
 MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "allocate memory", "for kv", "KV cache", "cache blocks")
 

@@ -35,6 +35,14 @@ def export(model: Network, folder: Path, dtype: torch.dtype, context: int) -> No
     if not all(x.is_floating_point() for x in model.net.parameters()):
         why, fix = "its weights go there in full", "leave --adapter.quantize out, or --engine.kind local"
         raise UserError("a quantized model cannot answer through vLLM", why=why, fix=fix)
+    rope = model.text.config.rope_parameters
+    kind = rope["rope_type"]
+    if model.rope_rows == 3 and (kind == "linear" or (kind == "yarn" and not rope.get("mrope_interleaved"))):
+        why, fix = (
+            f"it does not compute {kind} of this family's M-RoPE",
+            "--context.rope dynamic:N, or --engine.kind local",
+        )
+        raise UserError(f"vLLM cannot scale these positions by {kind}", why=why, fix=fix)
     with torch.no_grad(), quiet():
         state = {name: x.to("cpu", dtype) for name, x in merged(model).items()}
         net, state = _bare(model, state, context) if model.rope_rows == 1 else (_whole(model, context), state)

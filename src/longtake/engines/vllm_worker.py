@@ -8,6 +8,7 @@ P prompt tokens, N visual tokens, E numbers of a visual token.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -72,7 +73,7 @@ class Worker:
                 self._take(message)
             elif self._open:
                 for done in self.engine.step():
-                    if done.finished:
+                    if done.finished and done.request_id in self._open:
                         self._finish(done)
                 if time.monotonic() > self._told + BEAT:
                     self._told = time.monotonic()
@@ -83,7 +84,7 @@ class Worker:
         try:
             getattr(self, f"_{op}")(message)
         except Exception as error:  # what vLLM refuses, in its own words
-            self._found.pop(number, None)
+            self._forgo([name for name, (own, _) in self._open.items() if own == number])
             self.pipe.say("refused", number=number, **_said(error))
 
     def _features(self, message: dict[str, Any]) -> None:
@@ -128,10 +129,14 @@ class Worker:
 
     def _drop(self, message: dict[str, Any]) -> None:
         """Nobody waits for what is being answered."""
-        self.engine.abort_request(list(self._open))
-        self._open.clear()
-        self._found.clear()
+        self._forgo(list(self._open))
         self._films.clear()
+
+    def _forgo(self, names: list[str]) -> None:
+        self.engine.abort_request(names)
+        for name in names:
+            number, _ = self._open.pop(name)
+            self._found.pop(number, None)
 
     def _add(self, name: str, place: tuple[int, int], prompt: Any, params: Any) -> None:
         self.engine.add_request(name, prompt, params)
@@ -212,7 +217,8 @@ def _shown(sent: list[int], film: dict[str, Any], film_NE: Any) -> dict[str, Any
 
 def _name(film: dict[str, Any]) -> str:
     """One name for all that a film's visual tokens and their places depend on, which vLLM keeps things by."""
-    return json.dumps([film[key] for key in ("kind", "handle", "grid", "timestamps", "seconds")])
+    told = [film[key] for key in ("kind", "handle", "grid", "timestamps", "seconds")]
+    return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
 
 def _specs(prompt: Any) -> list[Any]:
