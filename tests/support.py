@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests import support_stages as stages
@@ -70,6 +70,15 @@ def family(kind: str, python: Path | None, folder: Path, say: Callable[[str], No
     return found
 
 
+def ordered(known: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> dict[str, dict[str, dict[str, Cell]]]:
+    """Families, stages and engines as the code has them, whatever was tried last."""
+    return {
+        one.family: {name: {engine: known[one.family][name][engine] for engine in ENGINES} for name in stages.STAGES}
+        for one in FAMILIES
+        if one.family in known
+    }
+
+
 def main(words: Sequence[str]) -> int:
     """Exit code: 1 if anything failed for no stated reason."""
     parser = argparse.ArgumentParser(prog="python -m tests.support", description=(__doc__ or "").partition("\n")[0])
@@ -83,8 +92,8 @@ def main(words: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             for kind in chosen.only or [one.family for one in FAMILIES]:
                 known[kind] = family(kind, chosen.python, Path(scratch), lambda text: print(text, flush=True))
-                RESULT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    PAGE.write_text(page(known))
+                RESULT.write_text(json.dumps(ordered(known), indent=1) + "\n")
+    PAGE.write_text(page(ordered(known)))
     return 0
 
 

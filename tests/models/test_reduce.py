@@ -163,3 +163,14 @@ def test_what_leaves_nothing_and_newlines_that_nobody_learned_are_refused() -> N
     z_FhwE, weight, _ = inputs()
     with pytest.raises(UserError, match="no newline"):
         reduce(z_FhwE, Reduction.parse("pool:2,grid"), lambda x: x @ weight, None)
+
+
+def test_what_a_spec_leaves_out_stays_as_the_checkpoint_has_it() -> None:
+    """So "time:2" never makes more tokens than there were."""
+    own = Reduction.parse("pool:2:max,before,frame")
+    for spec in ("time:2", "merge:0.5"):
+        made = Reduction.parse(spec, own)
+        assert (made.stride, made.mode, made.before, made.newline) == (2, "max", True, "frame")
+        assert made.tokens(8, 6, 6) < own.tokens(8, 6, 6)
+    assert Reduction.parse("pool:3", own).stride == 3
+    assert Reduction.parse("temporal+spatial", own).stride == 1

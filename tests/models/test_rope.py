@@ -124,22 +124,33 @@ def test_partial_rotary_width():
 def test_the_context_grows_by_the_factor(factor, way):
     net = text()
     rope.scale(net.model, rope.Scaling(way, factor))
-    known = rope.reach(net.config.rope_parameters, net.config.max_position_embeddings)
-    assert known == int(factor * LONGEST)
+    assert rope.known_to(net.config, ours=True) == int(factor * LONGEST)
 
 
 @pytest.mark.parametrize(
     ("parameters", "longest", "want"),
     [
         ({"rope_type": "default"}, 4096, 4096),
-        ({"rope_type": "linear", "factor": 4.0}, 4096, 16384),  # vicuna-7b-v1.5-16k
+        ({"rope_type": "linear", "factor": 4.0}, 1048576, 1048576),  # LongVILA-1M
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 32768, 131072),  # Qwen2.5
         ({"rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}, 163840, 163840),  # DeepSeek-V3
         ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 131072, 131072),
     ],
 )
 def test_the_context_of_published_configs(parameters, longest, want):
-    assert rope.reach(parameters, longest) == want
+    """What is not ours does not multiply what the config says, but for what it says of the time before."""
+    config = LlamaConfig(max_position_embeddings=longest)
+    config.rope_parameters = parameters
+    assert rope.known_to(config, ours=False) == want
+
+
+def test_the_context_of_vicuna_16k():
+    """Its max_position_embeddings is that before scaling; what it was made for stands beside it."""
+    parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": THETA}
+    config = LlamaConfig(max_position_embeddings=4096, max_sequence_length=16384, rope_parameters=parameters)
+    assert rope.known_to(config, ours=False) == 16384
+    del config.max_sequence_length
+    assert rope.known_to(config, ours=False) == 4096
 
 
 @pytest.mark.parametrize(
@@ -279,3 +290,13 @@ def test_names_of_weights_tell_scaled_positions(tmp_path):
     }
     assert len(names) == 3
     assert len({name for pair in names for name in pair}) == 3
+
+
+def test_a_context_file_that_tells_of_other_positions_is_refused(tmp_path):
+    folder = tiny.checkpoint(tmp_path)
+    (folder / "context.json").write_text('{"rope": "linear:2", "reduce": null}')
+    with pytest.raises(UserError, match="disagree"):
+        load_model(folder, device="cpu")
+    (folder / "context.json").write_text('{"rope": "liner:2", "reduce": null}')
+    with pytest.raises(UserError, match="no way to scale"):
+        load_model(folder, device="cpu")

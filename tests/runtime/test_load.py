@@ -12,7 +12,7 @@ from tests.models import tiny
 
 from longtake.errors import UserError
 from longtake.runtime.hub import PATIENCE
-from longtake.runtime.load import load_model, tower_fingerprint, weights_version
+from longtake.runtime.load import base_version, load_model, tower_fingerprint, weights_version
 
 
 @pytest.fixture
@@ -197,3 +197,28 @@ def test_names_of_weights_follow_the_weights(folder):
     half = load_model(folder, dtype="bfloat16", device="cpu")
     assert tower_fingerprint(half) != names[1]
     assert [weights_version(twin), tower_fingerprint(twin)] == names
+
+
+def test_names_follow_what_config_json_says(folder, tmp_path):
+    """The same weights compute other numbers under another config: nothing that was kept for one serves the other."""
+    model = load_model(folder, device="cpu")
+
+    def other(change):
+        made = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(folder, made)
+        config = json.loads((made / "config.json").read_text())
+        change(config)
+        (made / "config.json").write_text(json.dumps(config))
+        return load_model(made, device="cpu")
+
+    tower = other(lambda config: config["vision_config"].update(deepstack_visual_indexes=[1, 2]))
+    assert tower_fingerprint(tower) != tower_fingerprint(model)
+    assert weights_version(tower) == weights_version(model)
+    decoder = other(lambda config: config["text_config"]["rope_parameters"].update(rope_theta=5e5))
+    assert tower_fingerprint(decoder) == tower_fingerprint(model)
+    assert weights_version(decoder) != weights_version(model)
+    assert base_version(decoder) != base_version(model)
+    same = other(lambda config: config.update(transformers_version="5.0.0"))
+    assert [name(same) for name in (weights_version, base_version, tower_fingerprint)] == [
+        name(model) for name in (weights_version, base_version, tower_fingerprint)
+    ]

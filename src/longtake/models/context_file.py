@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from longtake.errors import UserError
 from longtake.models.checkpoint import read_json
-from longtake.models.rope import already, check, parse, scale
+from longtake.models.rope import Scaling, already, check, parse, scale
 
 if TYPE_CHECKING:
     from longtake.models.network import Network
@@ -55,6 +55,8 @@ def settle(model: Network, folder: Path, base: Path, rope: str | None, reduce: s
     """
     check(model.text.config)
     built, kept = read(base), read(folder)
+    if built.rope:
+        _check_built(model, parse(built.rope), base)
     known = kept.rope or built.rope
     asked = str(parse(rope)) if rope else known
     if known and {known, built.rope or known} != {asked}:
@@ -65,3 +67,12 @@ def settle(model: Network, folder: Path, base: Path, rope: str | None, reduce: s
     if seen:
         model.set_reduction(seen)
     model.context = Kept(asked, seen)
+
+
+def _check_built(model: Network, said: Scaling, base: Path) -> None:
+    """Raises UserError if the network that was built has not the positions that its context.json tells of."""
+    own = model.text.config.rope_parameters
+    plain = {"rope_type": "default"} if said.way == "dynamic" else {"rope_type": said.way, "factor": said.factor}
+    if any(own.get(name) != value for name, value in plain.items()):
+        why = f"context.json says {said}, config.json {own['rope_type']} by {own.get('factor', 1):g}"
+        raise UserError("the files of the model's positions disagree", where=str(base), why=why, fix="copy both again")

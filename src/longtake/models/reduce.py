@@ -49,7 +49,7 @@ class Reduction:
 
     @classmethod
     def parse(cls, spec: str, like: Reduction | None = None) -> Self:
-        """The reduction of a spec; side of the projector and newlines are those of `like` where it does not say.
+        """The reduction of a spec; pool, side of the projector and newlines are those of `like` where it does not say.
 
         Raises UserError.
         """
@@ -63,7 +63,7 @@ class Reduction:
             said |= {"stride": 2}
         made = cls()
         if like is not None and not said.get("apart"):
-            made = replace(made, before=like.before, newline=like.newline)
+            made = replace(made, before=like.before, newline=like.newline, stride=like.stride, mode=like.mode)
         made = replace(made, **said)  # type: ignore[arg-type]  # _part checked them
         if made.time > 1 and made.merge:
             raise _wrong(spec, "time and merge both choose frames")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from hashlib import blake2b
@@ -92,6 +93,8 @@ def base_of(folder: Path, saved: dict[str, Any]) -> tuple[str, Path]:
     return str(path or name), base
 
 
+OF_TOWER = ("vision_config", "vision_feature_layer", "vision_feature_select_strategy")
+NO_NUMBER = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 FAMILIES: tuple[type[Network], ...] = (Qwen3VL, Qwen25VL, Qwen3, NVILA, LlavaNextVideo, LlavaNext, LlavaOriginal)
 
 
@@ -127,20 +130,35 @@ def find_folder(name_or_path: str | Path) -> Path:
 
 
 def weights_version(model: Model) -> str:
-    """16 hex digits that change whenever a parameter does, or the scale of positions."""
-    return _fingerprint(model.net, model.context.rope or "")
+    """16 hex digits that change whenever a parameter does, or what config.json says of the decoder."""
+    return _fingerprint(model.net, _decoder(model))
 
 
 def base_version(model: Model) -> str:
     """16 hex digits of the network without its adapter."""
     own = model.adapter
     aside = () if own is None else (id(x) for name in (adapters.NAME, *own.others) for x in own.weights(name).values())
-    return _fingerprint(model.net, model.context.rope or "", frozenset(aside))
+    return _fingerprint(model.net, _decoder(model), frozenset(aside))
 
 
 def tower_fingerprint(model: Model) -> str:
-    """16 hex digits of all that features depend on: tower, its dtype, the processor's constants, the reduction."""
-    return _fingerprint(model.tower, repr(model.pixels) + (repr(model.reduction) if model.reduction else ""))
+    """16 hex digits of all that features depend on: the tower, its dtype and what config.json says of it, the
+    processor's constants, the reduction.
+    """
+    config = model.net.config.to_dict()
+    said = _told({name: config[name] for name in OF_TOWER if name in config})
+    return _fingerprint(model.tower, repr(model.pixels) + said + (repr(model.reduction) if model.reduction else ""))
+
+
+def _decoder(model: Model) -> str:
+    """What decides, beside weights, what the decoder computes."""
+    return _told(model.net.config.get_text_config().to_dict()) + (model.context.rope or "")
+
+
+def _told(config: dict[str, Any]) -> str:
+    """A config without what says nothing of the numbers."""
+    kept = {name: _told(own) if isinstance(own, dict) else own for name, own in config.items() if name not in NO_NUMBER}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _fingerprint(module: nn.Module, extra: str, aside: frozenset[int] = frozenset()) -> str:
