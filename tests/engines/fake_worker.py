@@ -7,6 +7,7 @@ modes misbehave in their first only. Everything it hears goes to stderr, which i
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -46,6 +47,9 @@ def reply(message, mode):
         say("found", number=number, seen=seen, found=answer(message))
     elif message["op"] == "score":
         say("found", number=number, seen=seen, found=[[-float(token) for token in message["ids"][-message["tail"] :]]])
+    elif message["op"] == "held":
+        shutil.copy(Path(sys.argv[2]).with_name("last.safetensors"), message["file"])
+        say("held", number=number)
     else:
         say("positions", number=number, rows=[list(range(len(message["ids"])))] * 3)
 

@@ -90,6 +90,14 @@ def test_scores_and_positions(started, model, prompts, tmp_path):
     assert engine.positions(prompts[1]).tolist() == [list(range(len(prompts[1].ids)))] * 3
 
 
+def test_it_gives_back_the_features_that_reached_it(started, model, prompts, tmp_path):
+    engine, _ = started()
+    sent = torch.cat(list(engine.link.features([prompts[0].features])[0].level_LNE), -1)
+    assert torch.equal(engine.held(prompts[0]), sent.float())
+    assert not list((tmp_path / "vllm").glob("features-*"))
+    assert engine.places
+
+
 def test_what_it_refuses_names_the_question_and_ends_nothing(started, prompts, tmp_path):
     engine, _ = started("refuses")
     with refused("does not take question q1", "the prompt is odd"):

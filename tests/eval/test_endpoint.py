@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,22 @@ def test_what_was_answered_is_kept_when_the_endpoint_goes_away(world: World, tmp
         there.requests.clear()
         down = False
         run(command, asked)
-    assert len(there.requests) == 10  # three of eight questions were answered, twice each
+    assert len(there.requests) == 16 - 8  # each of the first eight answers is kept
+    assert len(read_jsonl(tmp_path / "run" / "answers.jsonl")) == 16
+
+
+def test_a_model_that_never_comes_to_words_is_wrong_not_broken(world: World, tmp_path: Path) -> None:
+    def thinks(request: Request, number: int) -> Reply:
+        reply = json.loads(says("x", (90, 512)).body)
+        reply["choices"][0] |= {"finish_reason": "length", "message": {"role": "assistant", "content": None}}
+        return Reply(body=json.dumps(reply))
+
+    with endpoint(thinks) as there:
+        found = run(command, config(world, tmp_path / "run", there.url))
+    assert len(there.requests) == 16
+    assert found["settings"][0]["accuracy"] == 0
+    rows = read_jsonl(tmp_path / "run" / "outcomes" / "4-greedy-none.jsonl")
+    assert {(row["text"], row["tokens"]) for row in rows} == {("", 512)}
 
 
 def test_difficulty_asks_it_too(world: World, tmp_path: Path) -> None:

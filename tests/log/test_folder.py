@@ -117,3 +117,17 @@ def test_a_setting_that_older_code_did_not_have_is_at_its_default(tmp_path: Path
         RunFolder.open(tmp_path / "x", "sft", newer, chosen=CONFIG | {"engine": {"kind": "local"}})
     with pytest.raises(AnotherRun, match="other settings"):  # what it did have counts, default or not
         RunFolder.open(tmp_path / "x", "sft", CONFIG | {"lr": 0.3}, chosen={})
+
+
+def test_what_a_failing_engine_asks_for_may_be_changed(tmp_path: Path) -> None:
+    """A run that ran out of memory goes on with less of it; another model's `memory` block is not meant."""
+    given = CONFIG | {"engine": {"kind": "vllm", "memory": 4.0, "python": "a"}, "memory": {"keep": "graph"}}
+    RunFolder.open(tmp_path, "grpo", given).set_status(DONE)
+    less = given | {"engine": {"kind": "vllm", "memory": 0.5, "python": "b"}}
+    again = RunFolder.open(tmp_path, "grpo", less)
+    assert again.was_done
+    again.set_status(DONE)
+    with pytest.raises(AnotherRun):
+        RunFolder.open(tmp_path, "grpo", given | {"engine": {"kind": "local", "memory": 4.0, "python": "a"}})
+    with pytest.raises(AnotherRun):
+        RunFolder.open(tmp_path, "grpo", given | {"memory": {"keep": "layers"}})

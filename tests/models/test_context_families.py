@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from tests.models import tiny_llava, tiny_nvila
+from tests.models import tiny, tiny_llava, tiny_nvila
 
+from longtake.errors import UserError
 from longtake.models import adapters
 from longtake.runtime.load import load_model, tower_fingerprint
 
@@ -52,3 +53,13 @@ def test_frames(folders, tmp_path, family):
     other = load_model(tmp_path / "adapter", device="cpu", reduce="time:4")
     assert other.context.reduce == "time:4", "frames may be reduced otherwise than in training"
     assert other.reduction != model.reduction
+
+
+def test_a_context_file_that_tells_of_other_positions_is_refused(tmp_path):
+    folder = tiny.checkpoint(tmp_path)
+    (folder / "context.json").write_text('{"rope": "linear:2", "reduce": null}')
+    with pytest.raises(UserError, match="disagree"):
+        load_model(folder, device="cpu")
+    (folder / "context.json").write_text('{"rope": "liner:2", "reduce": null}')
+    with pytest.raises(UserError, match="no way to scale"):
+        load_model(folder, device="cpu")

@@ -290,13 +290,3 @@ def test_names_of_weights_tell_scaled_positions(tmp_path):
     }
     assert len(names) == 3
     assert len({name for pair in names for name in pair}) == 3
-
-
-def test_a_context_file_that_tells_of_other_positions_is_refused(tmp_path):
-    folder = tiny.checkpoint(tmp_path)
-    (folder / "context.json").write_text('{"rope": "linear:2", "reduce": null}')
-    with pytest.raises(UserError, match="disagree"):
-        load_model(folder, device="cpu")
-    (folder / "context.json").write_text('{"rope": "liner:2", "reduce": null}')
-    with pytest.raises(UserError, match="no way to scale"):
-        load_model(folder, device="cpu")

@@ -25,6 +25,10 @@ class Seen(Elsewhere):
     strange = 0
     dtype = torch.float64
     shift = 0
+    places = True
+
+    def held(self, prompt):
+        return torch.cat(list(self.local.features([prompt.features])[0].level_LNE), -1).to(self.dtype)
 
     def positions(self, prompt):
         moved = prompt.position_3P.clone()
@@ -78,6 +82,9 @@ def test_other_kernels_are_measured(local, prompts) -> None:
 
 def test_what_it_saw_is_compared(local, prompts) -> None:
     assert "elsewhere" in wrong(found(local, prompts, shift=1), 1.0)
+    counts = found(local, prompts, shift=1, places=False)
+    assert counts.positions_equal is None
+    assert wrong(counts, 1.0) == ""
     assert "other tokens" in wrong(found(local, prompts, strange=1), 1.0)
     rounded = found(local, prompts, dtype=torch.bfloat16)
     made = local.features(["a", "b"])

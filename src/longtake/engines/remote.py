@@ -83,11 +83,13 @@ class Remote:
         temperature: float | None = None,
         seed: int | None = None,
         schema: Mapping[str, Any] | None = None,
+        empty: bool = False,
     ) -> Heard:
         """One answer. `pictures` are JPEG files and come first, after the words `said` of them.
 
         With a `schema` the answer is asked for as JSON (one line is added to the text), and plainly where the endpoint
-        takes none. None = the endpoint's own temperature. A request that fails says so in `error`. Raises UserError
+        takes none. `empty`: no words are an answer too, else they are asked for again. None = the endpoint's own
+        temperature. A request that fails says so in `error`. Raises UserError
         where every other would fail as well: a wrong key, a wrong path, an unknown model.
         """
         from tenacity import Retrying, retry_if_exception, sleep_using_event
@@ -109,7 +111,7 @@ class Remote:
                     calls += 1
                     content, extra = self._content(text, pictures, said, schema)
                     try:
-                        return _read(self._post(content, max_tokens, own | extra), calls, troubles)
+                        return _read(self._post(content, max_tokens, own | extra), calls, troubles, empty=empty)
                     except Trouble as trouble:
                         troubles += [trouble.name] * (trouble.again != "otherwise")
                         raise
@@ -163,7 +165,7 @@ class Remote:
         return Trouble(str(status), why, "later" if status in AGAIN or status >= 500 else "never", told)
 
 
-def _read(body: str, calls: int, troubles: Sequence[str]) -> Heard:
+def _read(body: str, calls: int, troubles: Sequence[str], *, empty: bool) -> Heard:
     """The answer in a reply. Raises Trouble where there is none."""
     if not body.strip():
         raise Trouble("empty", "the reply is empty", "later")
@@ -174,7 +176,9 @@ def _read(body: str, calls: int, troubles: Sequence[str]) -> Heard:
         counts = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise Trouble("garbage", f"the reply is no chat completion: {body[:80]!r}", "later") from error
-    if not isinstance(text, str) or not text.strip():
+    if empty and text is None and finish:  # a model that thinks may come to its limit before its first word
+        text = ""
+    if not isinstance(text, str) or not (empty or text.strip()):
         raise Trouble("empty", f"the answer is empty (it ended by {finish!r})", "later")
     return Heard(text, finish, *counts, calls, tuple(troubles), "")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from longtake import engines
@@ -106,11 +107,6 @@ class VllmEngine:
             raise
         return engine
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in, and features go to it in."""
-        return DTYPES[self.link.options["dtype"]]
-
     def __enter__(self) -> VllmEngine:
         return self
 
@@ -167,6 +163,19 @@ class VllmEngine:
         ]
         found = iter(self._exchange(jobs))
         return [[next(found)["found"][0] for _ in own] for own in answers]
+
+    @property
+    def places(self) -> bool:
+        """Whether its own model has a rule for positions (M-RoPE); else they are 0, 1, 2, …"""
+        return self._model.rope_rows != 1
+
+    def held(self, prompt: Prompt) -> Tensor:
+        """The features [N, E] of the prompt's film, DeepStack levels side by side, as they reached it."""
+        file = self.link.folder / "features-held.safetensors"
+        self._exchange([self._job("held", prompt, (), 1, {"file": str(file)})])
+        found = load_file(file)["features"]
+        file.unlink()
+        return found
 
     @torch.no_grad()
     def positions(self, prompt: Prompt) -> Tensor:

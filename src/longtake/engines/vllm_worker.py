@@ -95,6 +95,13 @@ class Worker:
         self._films[message["handle"]] = load_file(file)["features"]
         file.unlink()
 
+    def _held(self, message: dict[str, Any]) -> None:
+        """Writes back the visual tokens that it holds of the prompt's film."""
+        from safetensors.torch import save_file
+
+        save_file({"features": self._films[message["film"]["handle"]].contiguous()}, message["file"])
+        self.pipe.say("held", number=message["number"])
+
     def _forget(self, message: dict[str, Any]) -> None:
         self._films.pop(message["handle"], None)
 

@@ -173,7 +173,7 @@ def _setting(
                     question.hops,
                     score.correct is True,
                     score.formed,
-                    len(answer.ids),
+                    len(answer.ids) or answer.told,
                     answer.text,
                     result(answer.text, question.options),
                     policy.frames or 0,

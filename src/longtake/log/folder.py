@@ -23,6 +23,7 @@ PACKAGES = ("longtake", "torch", "transformers", "av", "numpy")
 # settings that cannot change a number, so that a run may go on with others (in whatever block they are)
 FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "features", "features_ram", "features_disk"})
 FREE |= {"most_failed", "key_file", "retries", "timeout"}
+FREE |= {"engine.python", "engine.memory", "engine.context", "engine.patience", "engine.gate"}
 RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists
 KEYS = {"stage", "config", "status", "notes", "seconds"}  # without these run.json is none of ours
@@ -187,7 +188,7 @@ def refuse_another(
         raise AnotherRun("the folder holds another run", where=str(path), why=f"it is of `{run['stage']}`", fix=fix)
     old, new, own = flat(run["config"]), flat(config), flat(given)
     differ = [key for key in new | old if old.get(key) != new.get(key) and (key in old or key in own)]
-    keys = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE]
+    keys = [key for key in differ if not {key, key.rsplit(".", 1)[-1]} & FREE]
     if keys:
         shown = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:SHOWN])
         more = f", and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""

@@ -79,4 +79,4 @@ def wrong(found: Parity, gate: float) -> str:
     if not found.logprob_max_abs <= gate:
         far = f"{found.logprob_max_abs:.2g} nats, {found.logprob_mean_abs:.2g} on average"
         return f"log-probabilities differ by up to {far}; the gate is {gate:g}"
-    return "" if found.positions_equal else "it places tokens elsewhere than the trainer"
+    return "it places tokens elsewhere than the trainer" if found.positions_equal is False else ""

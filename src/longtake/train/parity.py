@@ -26,8 +26,8 @@ class Beheld(Protocol):
     strange: int  # prompts of which it read other tokens than ours
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in, and features go to it in."""
+    def places(self) -> bool:
+        """Whether it has a rule of its own for positions; else they are 0, 1, 2, …"""
 
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]: ...
 
@@ -36,14 +36,17 @@ class Beheld(Protocol):
     def positions(self, prompt: Prompt) -> Tensor:
         """int64 [3, P] that it gives the prompt's tokens."""
 
+    def held(self, prompt: Prompt) -> Tensor:
+        """Features [N, E] of the prompt's film, DeepStack levels side by side, as they reached it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parity:
     """How far engine and trainer are apart. Example: Parity(True, True, 0.0, 2e-6, 3e-7, 0.0, 8, 32, 900).equal."""
 
     ids_equal: bool
-    positions_equal: bool
-    features_max_abs: float | None  # of what is sent, in the engine's dtype; None where nothing is seen
+    positions_equal: bool | None  # None: the engine has no rule for them, they count up
+    features_max_abs: float | None  # between ours and those that reached it; None where nothing is seen
     logprob_max_abs: float  # nats, of a sampled token
     logprob_mean_abs: float
     kl: float  # nats a token
@@ -70,8 +73,8 @@ def measure(
     tokens = sum(one.tokens for one in seen)
     return Parity(
         ids_equal=engine.strange == 0,
-        positions_equal=all(torch.equal(engine.positions(prompt), prompt.position_3P) for prompt in prompts),
-        features_max_abs=_rounded(local, prompts, engine.dtype),
+        positions_equal=_placed(engine, prompts) if engine.places else None,
+        features_max_abs=_changed(engine, local, prompts),
         logprob_max_abs=max(one.gap for one in seen),
         logprob_mean_abs=sum(one.mean * one.tokens for one in seen) / tokens,
         kl=sum(one.kl * one.tokens for one in seen) / tokens,
@@ -81,8 +84,15 @@ def measure(
     )
 
 
-def _rounded(local: LocalEngine, prompts: Sequence[Prompt], dtype: torch.dtype) -> float | None:
-    """By how much features change on their way to the engine."""
-    handles = dict.fromkeys(prompt.features for prompt in prompts if prompt.features is not None)
-    found = (local.features([handle])[0].level_LNE for handle in handles)
-    return max((float((x - x.to(dtype).to(x.dtype)).abs().max()) for x in found), default=None)
+def _placed(engine: Beheld, prompts: Sequence[Prompt]) -> bool:
+    return all(torch.equal(engine.positions(prompt), prompt.position_3P) for prompt in prompts)
+
+
+def _changed(engine: Beheld, local: LocalEngine, prompts: Sequence[Prompt]) -> float | None:
+    """By how much features changed on their way to the engine."""
+    most: dict[str, float] = {}
+    for prompt in prompts:
+        if prompt.features is not None and prompt.features not in most:
+            ours_NE = torch.cat(list(local.features([prompt.features])[0].level_LNE), -1).cpu()
+            most[prompt.features] = float((ours_NE - engine.held(prompt).to(ours_NE.dtype)).abs().max())
+    return max(most.values(), default=None)
