@@ -5,11 +5,17 @@ from __future__ import annotations
 from tests.mutants_table import breaks
 
 ROPE, REACH = "models/test_rope.py", "train/test_reach.py"
+PICK, BUDGET = "data/test_keyframes.py", "runtime/test_budget.py"
 TESTS = {
     "models/rope.py": (ROPE,),
     "models/context_file.py": (ROPE,),
     "train/reach.py": (REACH,),
     "data/subtitles.py": ("data/test_subtitles.py",),
+    "data/frames.py": (PICK, BUDGET),
+    "data/cache.py": (PICK, BUDGET),
+    "data/write.py": (PICK,),
+    "runtime/films.py": (BUDGET,),
+    "train/settings.py": (BUDGET,),
 }
 
 SCALES = breaks(
@@ -29,7 +35,10 @@ SCALES = breaks(
     ("if not 1 < factor", "if not 0 < factor", "a factor of 1"),
     ('BY_LENGTH = ("dynamic", "longrope")', 'BY_LENGTH = ("longrope",)', "dynamic checkpoints are taken"),
     ("return max(longest, int(", "return max(0, int(", "a raised context is shrunk"),
-    ('parameters.get("original_max_position_embeddings") or longest', "longest", "DeepSeek counts twice"),
+    ('parameters.get("original_max_position_embeddings") or (', "(", "DeepSeek's factor is lost"),
+    ("(longest if ours else 0)", "longest", "LongVILA counts twice"),
+    ("(longest if ours else 0)", "0", "our own factor is lost"),
+    ("getattr(text, STATED, None) or 0", "0", "Vicuna 16k loses three quarters"),
 )
 
 FOLDERS = breaks(
@@ -53,7 +62,7 @@ FITS = breaks(
     ("if end <= limit:", "if end < limit:", "the last position is not used"),
     ("_reached(prompt) + answer", "_reached(prompt)", "a prompt without its answer"),
     ("prompt.position_3P.max()) + 1", "prompt.position_3P.max())", "a position short"),
-    ("if model.context.rope else", "if False else", "scaled twice is advised"),
+    ("if model.context.rope or scaled(model.net.config) else", "if False else", "scaled twice is advised"),
 )
 
 WORDS = breaks(
@@ -69,4 +78,51 @@ WORDS = breaks(
     ("if not found:", "if False:", "an empty file is a film without words"),
 )
 
-MUTANTS = SCALES + FOLDERS + FITS + WORDS
+PICKS = breaks(
+    "data/frames.py",
+    ("if far <= nearest), None)", "), None)", "the first key frame of a bin"),
+    ("min(away, default=0.0) + GRACE", "max(away, default=0.0) + GRACE", "the farthest"),
+    ("(a + b) / 2) for i in inside", "a) for i in inside", "nearest to the border"),
+    ("bisect_left(keys, first) :", "0 :", "key frames of earlier bins"),
+    (": bisect_left(keys, last)]", ":]", "key frames of later bins"),
+    ("= key, _time(film, key, times_N)", "= key, seconds[k]", "the centre's time for the key frame's"),
+    ("if without := keys.count(None):", "if without := 0:", "what was not there is not said"),
+    ("policy.pick is not None or policy.image", "policy.image", "the run goes before the row"),
+    ("or policy.image else", "else", "a picture is picked"),
+    ("or policy.pick is not None):", "):", "explicit times are picked"),
+)
+
+TIERS = breaks(
+    "data/cache.py",
+    ("stored.key_N is not None or not _by_keys(policies)", "True", "old tiers do not learn of key frames"),
+    ("if not known and _by_keys(policies):", "if _by_keys(policies) and stored:", "a new tier knows none"),
+    ("            if known and not need:", "            if not need:", "key frames are not kept"),
+    ("            if need:\n", "            if True:\n", "a look for key frames counts as a decode"),
+)
+
+BUDGETS = (
+    breaks(
+        "runtime/films.py",
+        ("limit = policy.budget or self.budget", "limit = self.budget or policy.budget", "the run goes before the row"),
+        (
+            "bisect_right(range(1, most), limit, key=tokens)",
+            "bisect_right(range(1, most), limit - 1, key=tokens)",
+            "less",
+        ),
+        ("if tokens(most) <= limit:", "if tokens(most) < limit:", "what fits is cut"),
+        ("- receipt.padded\n        if tokens", "- 0\n        if tokens", "padding is counted"),
+        ("key=tokens), budget=limit)", "key=tokens))", "the receipt does not say why"),
+        ("least = most if policy.seconds else 1", "least = 1", "explicit times are thinned"),
+        ("given = replace(policy, budget=None)", "given = policy", "a budget that cuts nothing is said"),
+        ("len(receipt.indices), receipt.image\n", "0, receipt.image\n", "all numbers of frames cost the same"),
+        ("found = picked(given, self.pick)", "found = given", "the run's pick has no effect"),
+        ("found = sent(policy, self.pick)", "found = picked(given, self.pick)", "an endpoint's budget is dropped"),
+    )
+    + breaks("train/settings.py", ("pick=own.pick, budget=own.budget", "pick=own.pick", "a row's budget is lost"))
+    + breaks(
+        "data/write.py",
+        ('    "budget": "budget",\n', "", "the next stage does not know"),
+    )
+)
+
+MUTANTS = SCALES + FOLDERS + FITS + WORDS + PICKS + TIERS + BUDGETS

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Pick = Literal["bins", "keyframes"]
+
+
 @dataclass(frozen=True, slots=True)
 class FramePolicy:
     """Which frames of a film are looked at, and how large. Exactly one of `frames`, `fps`, `seconds` is set.
@@ -27,6 +30,8 @@ class FramePolicy:
     end: float | None = None
     max_pixels: int | None = None  # per frame, beside the model's own limit
     image: bool = False  # a picture, shown as the family shows pictures: no times, limits of its own
+    pick: Pick | None = None  # of each bin: its centre, or the key frame next to it; None = as the run says, else bins
+    budget: int | None = None  # visual tokens at most; Films.settled makes max_frames of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,7 @@ class Answer:
     seed: int
     weights: str  # version of the weights that sampled it
     correction: float = 1.0  # importance weight of an answer from another process, then `logprob` is the trainer's
+    told: int = 0  # tokens, where an endpoint counts them and names none
 
 
 @dataclass(frozen=True, slots=True)

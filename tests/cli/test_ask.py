@@ -62,6 +62,21 @@ def test_the_same_as_json(ask: Ask, world: World) -> None:
     assert out.startswith(found["answer"])
 
 
+def test_key_frames_and_a_budget(ask: Ask, world: World) -> None:
+    free = answer(ask, world.film(0), "--video.frames", "8")["receipt"]
+    half = ("--context.budget", str(free["tokens"] // 2), "--context.pick", "keyframes")
+    seen = answer(ask, world.film(0), "--video.frames", "8", *half)["receipt"]
+    assert seen["cut"].startswith(f"capped at 4 of 8 frames asked for: at most {free['tokens'] // 2} visual tokens")
+    assert seen["tokens"] == free["tokens"] // 2
+    assert answer(ask, world.film(0), "--video.frames", "1", "--context.pick", "keyframes")["receipt"]["cut"] == ""
+    code, _, err = ask(world.film(0), "--video.seconds", "1", "2", "3", "--context.budget", "1")
+    assert (code, len(err.splitlines())) == (1, 4)
+    assert "3 frames of a film are beyond the budget" in err
+    code, _, err = ask(world.film(0), "--video.seconds", "1", "2", "--context.pick", "keyframes")
+    assert (code, len(err.splitlines())) == (1, 3)
+    assert "explicit seconds take no window, no max_frames and no pick" in err
+
+
 def test_greedy_unless_told_otherwise(ask: Ask, world: World) -> None:
     greedy = [answer(ask, world.film(0))["answer"] for _ in range(2)]
     warm = [answer(ask, world.film(0), "--temperature", "2", "--seed", str(seed))["answer"] for seed in (0, 1, 1)]
@@ -74,6 +89,7 @@ def test_greedy_unless_told_otherwise(ask: Ask, world: World) -> None:
     [
         (("--seed", "1"), "seed has no effect at temperature 0"),
         (("--video.frames", "8", "16"), "one number of video.frames"),
+        (("--context.subtitles", "off"), "context.subtitles has no effect"),
         (("--video.workers", "2", "--video.most-failed", "1"), "video.most_failed, video.workers"),
     ],
 )

@@ -47,9 +47,16 @@ def test_a_context_that_is_scaled_already(capsys: Captured, tmp_path: Path) -> N
     scaled = VICUNA | {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}
     for text in (scaled, VICUNA | {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}):
         name = folder(tmp_path, LLAVA | {"text_config": text})
-        found = planned(capsys, "plan", name, "--device", "h100", "--frames", "32")
-        assert found["context"] == 8192
-        assert found["columns"][0]["context_factor"] == 1
+        for kept, reach in (({"rope": "linear:2"}, 8192), ({"rope": None}, 4096), (None, 4096)):
+            file = tmp_path / "context.json"
+            file.unlink(missing_ok=True)
+            if kept:  # a run's own model, which counts from the length before
+                file.write_text(json.dumps(kept))
+            found = planned(capsys, "plan", name, "--device", "h100", "--frames", "24")
+            assert found["context"] == reach
+            assert found["columns"][0]["context_factor"] == (1 if reach == 8192 else 2)
+    stated = folder(tmp_path, LLAVA | {"text_config": scaled | {"max_sequence_length": 16384}})  # Vicuna 16k
+    assert planned(capsys, "plan", stated, "--device", "h100")["context"] == 16384
 
 
 def test_nvilas_own_config(capsys: Captured, tmp_path: Path) -> None:

@@ -173,6 +173,31 @@ def test_subtitles_are_read_or_not(world: World, tmp_path: Path) -> None:
     assert beyond(command, command.Config(rows=long, out=tmp_path / "long", **common)).where == "question q0"
 
 
+def test_key_frames_and_a_budget_through_the_stages(world: World, tmp_path: Path) -> None:
+    common = {"rows": world.rows("rl"), "model": world.model, "video": world.video(8), "max_tokens": 3}
+    seen: dict[str, list[dict[str, Any]]] = {}
+    for name, context in {
+        "free": Context(), "few": Context(budget=2), "keys": Context(pick="keyframes"),
+    }.items():  # fmt: skip
+        run(command, command.Config(out=tmp_path / name, context=context, **common))
+        rows = read_jsonl(tmp_path / name / "outcomes" / "8-greedy-none.jsonl")
+        seen[name] = [row["receipt"] for row in rows]
+    assert {row["cut"] for row in seen["free"]} == {""}
+    assert {row["cut"] for row in seen["few"]} == {"capped at 4 of 8 frames asked for: at most 2 visual tokens"}
+    assert {row["tokens"] for row in seen["few"]} == {2}
+    assert all("key frame" in row["cut"] or row["indices"] != seen["free"][0]["indices"] for row in seen["keys"])
+    full, short = (
+        run(sft, taught(world, tmp_path / f"sft-{budget}", video=world.video(8), context=Context(budget=budget)))
+        for budget in (4, 2)
+    )
+    first, other = (read_jsonl(Path(done["model"]).parent / "metrics.jsonl")[0]["loss"] for done in (full, short))
+    assert first != other, "the budget acts in training"
+    narrow = judge_settings.Context(kind="none", budget=2)
+    run(judge, judge.Config(out=tmp_path / "judge", context=narrow, **common))
+    judged = read_jsonl(tmp_path / "judge" / "judged.jsonl")
+    assert {len(row["receipt"]["indices"]) for row in judged} == {4}
+
+
 def beyond(recipe: Any, config: Settings) -> UserError:
     with pytest.raises(UserError, match="does not fit the model") as caught:
         run(recipe, config)

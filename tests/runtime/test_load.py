@@ -100,9 +100,9 @@ def test_weights_of_another_shape(copy):
 
 
 def test_missing_tokenizer_and_processor(copy):
-    (copy / "video_preprocessor_config.json").rename(copy / "kept.json")
-    edit(copy / "preprocessor_config.json", patch_size=None)
+    edit(copy / "video_preprocessor_config.json", patch_size=None)
     assert "no 'patch_size'" in refused(copy)
+    (copy / "video_preprocessor_config.json").unlink()
     (copy / "preprocessor_config.json").unlink()
     assert "no video processor" in refused(copy)
     (copy / "tokenizer.json").write_text("{}")

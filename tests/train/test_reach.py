@@ -136,3 +136,21 @@ def test_what_is_refused_says_what_to_do():
         assert caught.value.fix == "fewer --video.frames", "positions are not scaled twice"
     finally:
         model.context = Kept()
+
+
+def test_only_a_scale_of_ours_widens_the_context():
+    """A checkpoint's own linear factor may be counted in its longest input already, as LongVILA-1M's is."""
+    model = Qwen3VL(tiny.network(WORDS), WORDS, tiny.PIXELS)
+    text = model.net.config.text_config
+    text.max_position_embeddings = 100
+    text.rope_parameters = {**text.rope_parameters, "rope_type": "linear", "factor": 4.0}
+    films, asked = Films(model, {}), looks(["a" * 20], blind={0})
+    with pytest.raises(UserError) as caught:
+        reach.check_fits(films, asked, lambda question: 250, "shorter answers")
+    assert caught.value.why.endswith("the model knows 100")
+    assert caught.value.fix == "shorter answers", "its positions are scaled already"
+    model.context = Kept(rope="linear:4")
+    reach.check_fits(films, asked, lambda question: 250)
+    with pytest.raises(UserError, match="does not fit") as caught:
+        reach.check_prompt(model, films.prompt(asked[0]), 390, "shorter answers")
+    assert caught.value.why.endswith("the model knows 400")

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from longtake.records import FramePolicy, Question
+from longtake.train.context_settings import Context
 from longtake.train.keys import keyed
 from longtake.train.settings import Optim, Video, merged
 
@@ -140,3 +141,12 @@ def test_the_peak_is_held(schedule: str) -> None:
 def test_a_constant_schedule_has_no_floor() -> None:
     with pytest.raises(ValidationError, match="no effect"):
         Optim(floor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"reduce": "pol:2"}, "no .pol."), ({"reduce": ""}, "no reduction"), ({"rope": "liner:2"}, "did you mean")],
+)
+def test_specs_are_read_before_a_model_is(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Context(**given)

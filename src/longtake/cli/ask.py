@@ -40,6 +40,8 @@ class Config(Settings):
     def _used(self) -> Config:
         if idle := self.video.model_fields_set & IDLE:
             raise ValueError(f"has no effect on one film: video.{', video.'.join(sorted(idle))}")
+        if "subtitles" in self.context.model_fields_set:
+            raise ValueError("context.subtitles has no effect: a question of the command line has none")
         if self.video.fps is None and "max_frames" in self.video.model_fields_set:
             raise ValueError("video.max_frames caps video.fps, which is not given: leave it out")
         if len(self.video.frames) > 1:
@@ -72,7 +74,8 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         films = Films(model, FrameTier(config.video.tier or folder), None, Quarantine(folder))
         question = Question("ask", str(config.film), config.question)
         look = Look(question, config.video.policy(question, 0))
-        films.tier.fill({config.film: [look.policy]}, model.fit, workers=0)
+        config.context.onto(films)
+        films.tier.fill({config.film: [films.settled(str(config.film), look.policy)]}, model.fit, workers=0)
         prompt = films.prompt(look)
         check_prompt(model, prompt, config.max_tokens, "fewer --video.frames or --max-tokens")
         engine = LocalEngine(model, films.features, "")

@@ -14,7 +14,7 @@ from longtake.config import Settings, suggest
 from longtake.errors import UserError
 from longtake.log.files import read_json
 from longtake.maths.shapes import PRESETS, Shape, UnknownShape, shape_of
-from longtake.models.rope import reach
+from longtake.models.rope import STATED, reach
 
 PER_FRAME = 70.0  # tokens, where no processor says otherwise (performance.md; about 330 x 330 pixels)
 TIME = 4.5  # tokens of marks and times a frame (Qwen3-VL writes them for every two)
@@ -101,7 +101,9 @@ def _read(name: str, folder: Path) -> Known:
     except UnknownShape as error:
         fix = "give the sizes: --sizes.layers … --sizes.width … (longtake plan --help)"
         raise UserError(f"config.json does not say {error}", where=str(file), fix=fix) from error
-    longest = _reach({**config, **(config.get("text_config") or {})})
+    kept = read_json(folder / "context.json") if (folder / "context.json").is_file() else None
+    ours = isinstance(kept, dict) and bool(kept.get("rope"))
+    longest = _reach({**config, **(config.get("text_config") or {})}, ours)
     if (each := _fixed(config)) is not None:
         return Known(name, shape, lambda _: each, (f"tokens a frame: {each:g}, by config.json",), longest)
     for part in ("video_preprocessor_config.json", "preprocessor_config.json"):
@@ -132,10 +134,12 @@ def _fixed(config: dict[str, Any]) -> float | None:
     return float((-(-grid // int(down.group(1) or 2))) ** 2 + 1) if down else None
 
 
-def _reach(text: dict[str, Any]) -> int:
+def _reach(text: dict[str, Any], ours: bool) -> int:
     longest = text.get("max_position_embeddings")
     parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    return reach(parameters, longest) if isinstance(longest, int) and "mrope_section" not in parameters else 0
+    if not isinstance(longest, int) or "mrope_section" in parameters:
+        return 0
+    return reach(parameters, max(longest, text.get(STATED) or 0), ours)
 
 
 def _per_frame(constants: Any, shape: Shape) -> Callable[[int], float] | None:

@@ -110,6 +110,15 @@ class FrameTier:
         """The receipt that `take` would give, without reading pixels."""
         return self._look(path, policy, fit, temporal_patch)[1]
 
+    def foreseen(self, path: Path | str, policy: FramePolicy, fit: Fit, temporal_patch: int = 1) -> Receipt:
+        """Like `receipt`, before anything is decoded, with the times that are wanted. Raises VideoError."""
+        film, decoder = self.film(path), decoder_of(path, self._decoder)
+        stored, _ = _read(self._file(film.content))
+        times_N = stored.times_N if stored else decoder.times(film)
+        chosen, size = _plan(film, replace(policy, pick=None), times_N, None, fit)
+        part = Part(size, chosen.indices, chosen.seconds, ())
+        return replace(_receipt(film, decoder.name, chosen, part, temporal_patch), image=policy.image)
+
     def decodes(self) -> dict[str, int]:
         """How often each content was decoded into this folder, by any process, ever.
 
@@ -130,8 +139,11 @@ class FrameTier:
         with self._lock(film.content[:2]):
             stored, damage = _read(file)
             times_N = stored.times_N if stored else decoder.times(film)
-            wanted = _wanted(film, policies, times_N, fit)
-            if _enough(stored, wanted, decoder) and not doubted:
+            key_N, known = stored.key_N if stored else None, _tells(stored, policies)
+            if not known and _by_keys(policies):
+                key_N = decoder.keys(film)
+            wanted = _wanted(film, policies, times_N, key_N, fit)
+            if known and _enough(stored, wanted, decoder) and not doubted:
                 return
             kept: dict[Size, Shelf] = {}
             if stored and stored.backend == decoder.name:  # frames of two decoders are never mixed
@@ -146,23 +158,24 @@ class FrameTier:
                 for size, indices in wanted.items()
             }
             need = {size: indices for size, indices in need.items() if indices}
-            if not need:
+            if known and not need:
                 return
             clips = decoder.decode_many(film, [(indices, size) for size, indices in need.items()])
             row = {"content": film.content, "path": film.path, "damage": damage}
             for (size, indices), (frames, seconds) in zip(need.items(), clips, strict=True):
                 fresh = Shelf(tuple(indices), seconds, frames)
                 kept[size] = kept[size].with_more(fresh) if size in kept else fresh
-            tierfile.write(file, film, decoder.name, times_N, kept)
-            with self._lock("decodes"):
-                append_jsonl(self.folder / "decodes.jsonl", row)
+            tierfile.write(file, film, decoder.name, times_N, key_N, kept)
+            if need:
+                with self._lock("decodes"):
+                    append_jsonl(self.folder / "decodes.jsonl", row)
 
     def _look(self, path: Path | str, policy: FramePolicy, fit: Fit, temporal_patch: int) -> tuple[Part, Receipt]:
         film = self.film(path)
         stored, _ = _read(self._file(film.content))
         for _ in range(2):
-            if stored:
-                chosen, size = _plan(film, policy, stored.times_N, fit)
+            if stored and _tells(stored, [policy]):
+                chosen, size = _plan(film, policy, stored.times_N, stored.key_N, fit)
                 part = stored.part(size)
                 if part and _enough(stored, {size: set(chosen.indices)}, decoder_of(path, self._decoder)):
                     receipt = _receipt(film, stored.backend, chosen, part, temporal_patch)
@@ -180,9 +193,10 @@ class FrameTier:
         try:
             film = self._films.get(film_stamp(path))
             stored = _read(self._file(film.content))[0] if film else None
-            if film is None or stored is None:
+            if film is None or stored is None or not _tells(stored, policies):
                 return False
-            return _enough(stored, _wanted(film, policies, stored.times_N, fit), decoder_of(path, self._decoder))
+            wanted = _wanted(film, policies, stored.times_N, stored.key_N, fit)
+            return _enough(stored, wanted, decoder_of(path, self._decoder))
         except VideoError:
             return False  # whoever tries to complete the film says why
 
@@ -213,24 +227,37 @@ class FrameTier:
             yield
 
 
-def _plan(film: Film, policy: FramePolicy, times_N: np.ndarray | None, fit: Fit) -> tuple[Chosen, Size]:
+def _plan(
+    film: Film, policy: FramePolicy, times_N: np.ndarray | None, key_N: np.ndarray | None, fit: Fit
+) -> tuple[Chosen, Size]:
     """Frames and their size. A policy that does not fit this film is the film's failure: VideoError."""
     try:
-        chosen = choose(film, policy, times_N)
+        chosen = choose(film, policy, times_N, key_N)
         frames = None if policy.image else len(chosen.indices)
         return chosen, fit(film.width, film.height, frames, policy.max_pixels)
     except UserError as error:
         raise VideoError(error.what, where=error.where or film.path, why=error.why, fix=error.fix) from error
 
 
+def _by_keys(policies: Sequence[FramePolicy]) -> bool:
+    return any(policy.pick == "keyframes" for policy in policies)
+
+
+def _tells(stored: Stored | None, policies: Sequence[FramePolicy]) -> bool:
+    """Whether these policies become frames by what is stored, without the film."""
+    return stored is not None and (stored.key_N is not None or not _by_keys(policies))
+
+
 def _enough(stored: Stored | None, wanted: Mapping[Size, set[int]], decoder: Decoder) -> bool:
     return stored is not None and stored.backend == decoder.name and stored.holds(wanted)
 
 
-def _wanted(film: Film, policies: Sequence[FramePolicy], times_N: np.ndarray | None, fit: Fit) -> dict[Size, set[int]]:
+def _wanted(
+    film: Film, policies: Sequence[FramePolicy], times_N: np.ndarray | None, key_N: np.ndarray | None, fit: Fit
+) -> dict[Size, set[int]]:
     wanted: dict[Size, set[int]] = {}
     for policy in policies:
-        chosen, size = _plan(film, policy, times_N, fit)
+        chosen, size = _plan(film, policy, times_N, key_N, fit)
         wanted.setdefault(size, set()).update(chosen.indices)
     return wanted
 

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from longtake.data.album import is_picture, is_rated, rated, written
 from longtake.data.jsonrows import Malformed
-from longtake.records import FramePolicy, Span
+from longtake.records import FramePolicy, Pick, Span
 
 ID = ("id", "problem_id", "question_id", "uid", "q_uid", "qid")
 FILM = ("video", "videos", "path", "video_path", "videoID", "video_id", "video_name", "key")
@@ -25,7 +25,17 @@ SHAPES = {
     "general",
     "open-ended",
 }  # of answers: no kind
-LOOK = {"nframes", "fps", "max_frames", "video_start", "video_end", "max_pixels"}  # qwen-vl-utils
+LOOK = {
+    "nframes",
+    "fps",
+    "max_frames",
+    "video_start",
+    "video_end",
+    "max_pixels",
+    "pick",
+    "budget",
+}  # most from qwen-vl-utils
+PICKS = get_args(Pick)
 LOOK_TOO = {
     "min_frames",
     "min_pixels",
@@ -176,7 +186,11 @@ def policy_of(part: dict[str, Any]) -> FramePolicy | None:
     if not given:
         return None
     for key, value in given.items():
-        whole = key in ("nframes", "max_frames", "max_pixels")
+        if key == "pick":
+            if value not in PICKS:
+                raise Malformed(f"'pick' must be {' or '.join(PICKS)}, not {value!r:.40}")
+            continue
+        whole = key in ("nframes", "max_frames", "max_pixels", "budget")
         if (
             not is_number(value)
             or (whole and value != int(value))
@@ -196,6 +210,8 @@ def policy_of(part: dict[str, Any]) -> FramePolicy | None:
         start=start,
         end=None if end is None else float(end),
         max_pixels=int(given["max_pixels"]) if "max_pixels" in given else None,
+        pick=given.get("pick"),
+        budget=int(given["budget"]) if "budget" in given else None,
     )
 
 

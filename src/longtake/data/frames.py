@@ -5,7 +5,9 @@ Every policy becomes times t in seconds from the film's first frame, and each ti
 - `frames=n`: the centres of n equal bins of the window [start, end): t_k = start + (k + 1/2)(end - start)/n
 - `fps=f`: the same with n = max(1, floor((end - start) f))
 - `seconds`: the times themselves
-- frame shown at t: floor(t · rate), at a constant rate; else the last frame that begins at or before t.
+- frame shown at t: floor(t · rate), at a constant rate; else the last frame that begins at or before t
+- `pick="keyframes"`: of the key frames that begin in a bin the one that begins nearest to its centre, the earlier of
+  two; the frame shown at the centre where none does.
 
 At a constant rate over a whole film of N frames this is floor((k + 1/2) N / n). Where a policy asks for more frames
 than begin in the window, every one of them is taken once. N frames in the film.
@@ -14,12 +16,14 @@ than begin in the window, every one of them is taken once. N frames in the film.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from longtake.errors import UserError
-from longtake.records import Film, FramePolicy
+from longtake.records import Film, FramePolicy, Pick
 
 GRACE = 1e-6  # of a frame: a time on the border of two frames, up to rounding, belongs to the later one
 
@@ -44,8 +48,9 @@ def check(policy: FramePolicy) -> None:
             fix="set one of them",
         )
     window = policy.start != 0 or policy.end is not None
-    if policy.seconds is not None and (window or policy.max_frames is not None):
-        raise UserError("explicit seconds take no window and no max_frames", where=str(policy), fix="leave them out")
+    if policy.seconds is not None and (window or policy.max_frames is not None or policy.pick is not None):
+        what = "explicit seconds take no window, no max_frames and no pick"
+        raise UserError(what, where=str(policy), fix="leave them out")
     end = math.inf if policy.end is None else policy.end
     if not (math.isfinite(policy.start) and 0 <= policy.start < end):
         raise UserError(
@@ -56,6 +61,7 @@ def check(policy: FramePolicy) -> None:
         "frames": policy.frames,
         "max_frames": policy.max_frames,
         "max_pixels": policy.max_pixels,
+        "budget": policy.budget,
         "fps": policy.fps,
     }
     for name, value in counts.items():
@@ -65,8 +71,17 @@ def check(policy: FramePolicy) -> None:
         raise UserError("an empty list of seconds chooses no frame", where=str(policy), fix="name at least one time")
 
 
-def choose(film: Film, policy: FramePolicy, times_N: np.ndarray | None = None) -> Chosen:
+def picked(policy: FramePolicy, pick: Pick | None) -> FramePolicy:
+    """The policy with the run's pick where it names none; of a picture there is nothing to pick."""
+    return policy if pick is None or policy.pick is not None or policy.image else replace(policy, pick=pick)
+
+
+def choose(
+    film: Film, policy: FramePolicy, times_N: np.ndarray | None = None, key_N: np.ndarray | None = None
+) -> Chosen:
     """Frames of `film` that `policy` means; `times_N` are the presentation times of its frames, None = constant rate.
+
+    key_N: which of them are key frames, for a policy that picks those.
 
     Raises UserError for a policy that is wrong in itself or lies outside the film.
     """
@@ -80,7 +95,8 @@ def choose(film: Film, policy: FramePolicy, times_N: np.ndarray | None = None) -
     count = asked
     if policy.max_frames is not None and count > policy.max_frames:
         count = policy.max_frames
-        cut.append(f"capped at {count} of {asked} frames asked for")
+        why = f": at most {policy.budget} visual tokens" if policy.budget is not None else ""
+        cut.append(f"capped at {count} of {asked} frames asked for{why}")
     first, last = (
         _begins(film, start, times_N),
         _begins(film, end, times_N),
@@ -95,7 +111,29 @@ def choose(film: Film, policy: FramePolicy, times_N: np.ndarray | None = None) -
         cut.append(f"one frame taken where {count} were asked for: the window is shorter than a frame")
     count = count if held else 1
     seconds = [start + (k + 0.5) * (end - start) / count for k in range(count)]
-    return Chosen(tuple(_shown(film, t, times_N) for t in seconds), tuple(seconds), "; ".join(cut))
+    indices = [_shown(film, t, times_N) for t in seconds]
+    if policy.pick == "keyframes":
+        assert key_N is not None
+        keys = _keys(film, [start + k * (end - start) / count for k in range(count + 1)], times_N, key_N)
+        for k, key in enumerate(keys):
+            if key is not None:
+                indices[k], seconds[k] = key, _time(film, key, times_N)
+        if without := keys.count(None):
+            cut.append(f"no key frame in {without} of {count} bins: the frame at the centre")
+    return Chosen(tuple(indices), tuple(seconds), "; ".join(cut))
+
+
+def _keys(film: Film, borders: list[float], times_N: np.ndarray | None, key_N: np.ndarray) -> list[int | None]:
+    """Of each bin between two borders the key frame that begins nearest to its centre; None if none begins in it."""
+    keys = [int(i) for i in np.flatnonzero(key_N)]
+    found: list[int | None] = []
+    for a, b in pairwise(borders):
+        first, last = _begins(film, a, times_N), _begins(film, b, times_N)
+        inside = keys[bisect_left(keys, first) : bisect_left(keys, last)]
+        away = [abs(_time(film, i, times_N) - (a + b) / 2) for i in inside]
+        nearest = min(away, default=0.0) + GRACE / film.fps
+        found.append(next((i for i, far in zip(inside, away, strict=True) if far <= nearest), None))
+    return found
 
 
 def _explicit(film: Film, seconds: tuple[float, ...], times_N: np.ndarray | None) -> Chosen:

@@ -81,6 +81,10 @@ class Pictures:
     def times(self, film: Film) -> None:
         """A constant rate."""
 
+    def keys(self, film: Film) -> np.ndarray:
+        """Every picture stands by itself."""
+        return np.ones(film.frames, bool)
+
     def decode_many(self, film: Film, wants: Sequence[Want]) -> list[Clip]:
         if len(self._album.files) != film.frames:
             raise VideoError("the film changed while it was in use", where=film.path, fix="run again")

@@ -21,7 +21,7 @@ from longtake.log import writing
 from longtake.records import Film
 
 _KEY = "longtake"  # the entry of the safetensors metadata that holds ours
-_TIMES = "times"
+_TIMES, _KEYS = "times", "keys"
 
 
 class Damaged(Exception):
@@ -66,6 +66,7 @@ class Stored:
     backend: str
     times_N: np.ndarray | None  # None = constant rate
     parts: tuple[Part, ...]
+    key_N: np.ndarray | None = None  # bool, key frames; None = nobody asked for them
 
     def part(self, size: Size) -> Part | None:
         return next((part for part in self.parts if part.size == size), None)
@@ -84,6 +85,7 @@ def read(path: Path) -> Stored | None:
             head: dict[str, Any] = json.loads(file.metadata()[_KEY])
             times = None if head["steady"] else file.get_tensor(_TIMES)
             film = Film(**head["film"])
+            keys = file.get_tensor(_KEYS) > 0 if _KEYS in file.keys() else None  # noqa: SIM118
             parts = tuple(
                 Part(*map(tuple, (p["size"], p["indices"], p["seconds"], p["checksums"]))) for p in head["parts"]
             )
@@ -94,7 +96,7 @@ def read(path: Path) -> Stored | None:
         raise Damaged(f"{type(error).__name__}: {error}") from None
     if film.content != path.stem:
         raise Damaged("it belongs to another film")
-    return Stored(film, head["backend"], times, parts)
+    return Stored(film, head["backend"], times, parts, keys)
 
 
 def pixels(path: Path, part: Part, indices: Sequence[int]) -> np.ndarray:
@@ -117,7 +119,14 @@ def shelf(path: Path, part: Part) -> Shelf:
     return Shelf(part.indices, np.array(part.seconds), pixels(path, part, part.indices))
 
 
-def write(path: Path, film: Film, backend: str, times_N: np.ndarray | None, shelves: Mapping[Size, Shelf]) -> None:
+def write(
+    path: Path,
+    film: Film,
+    backend: str,
+    times_N: np.ndarray | None,
+    key_N: np.ndarray | None,
+    shelves: Mapping[Size, Shelf],
+) -> None:
     """Replace `path` by these frames. Raises UserError if the disk is full."""
     parts = [
         Part(
@@ -131,6 +140,8 @@ def write(path: Path, film: Film, backend: str, times_N: np.ndarray | None, shel
     tensors = {part.name: shelves[part.size].frames_FHWC for part in parts}
     if times_N is not None:
         tensors[_TIMES] = times_N
+    if key_N is not None:
+        tensors[_KEYS] = key_N.astype(np.uint8)
     about = {
         "film": asdict(film),
         "backend": backend,

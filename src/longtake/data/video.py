@@ -63,6 +63,9 @@ class Decoder(Protocol):
     def times(self, film: Film) -> np.ndarray | None:
         """[N] presentation times in seconds; None = constant rate, frame i at i / film.fps."""
 
+    def keys(self, film: Film) -> np.ndarray:
+        """bool [N]: key frames, which need no other one; none are known of streams without times."""
+
     def decode_many(self, film: Film, wants: Sequence[Want]) -> list[Clip]:
         """One clip a want, all in one pass. Raises VideoError if any wanted frame cannot be had."""
 
@@ -109,6 +112,9 @@ class PyAV:
     def times(self, film: Film) -> np.ndarray | None:
         scan, _ = self._scan(film.path)
         return None if scan.line.steady else scan.line.seconds_N
+
+    def keys(self, film: Film) -> np.ndarray:
+        return self._scan(film.path)[0].line.key_N
 
     def decode(self, film: Film, indices: Sequence[int], size: Size) -> Clip:
         """Frames `indices` of the film at (width, height) `size`."""

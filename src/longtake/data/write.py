@@ -17,6 +17,8 @@ KEYS = {
     "start": "video_start",
     "end": "video_end",
     "max_pixels": "max_pixels",
+    "pick": "pick",
+    "budget": "budget",
 }
 OTHERS = ("messages", "conversations", "weight", "image", "images", "data_type")  # said by `messages` in the new row
 

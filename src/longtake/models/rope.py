@@ -20,6 +20,7 @@ from longtake.config import suggest
 from longtake.errors import UserError
 
 WAYS = ("linear", "dynamic", "yarn")
+STATED = "max_sequence_length"  # of a config whose max_position_embeddings leaves its factor out (Vicuna 16k)
 BY_LENGTH = ("dynamic", "longrope")  # frequencies that follow the length of each call
 
 
@@ -94,16 +95,24 @@ def check(config: Any) -> None:
         raise UserError("prefixes of this model cannot be kept", why=why, fix=fix)
 
 
-def reach(parameters: dict[str, Any], longest: int) -> int:
-    """Positions that a network knows, by its `rope_parameters` and `max_position_embeddings` as transformers writes
-    them: linear and YaRN leave the latter as trained, DeepSeek and Llama 3 raise it. Too many for a linear config whose
-    latter number was raised as well: nothing in it tells.
+def scaled(config: Any) -> bool:
+    """Whether the rotary positions of a transformers config are scaled in any way."""
+    own = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return bool(own.get("rope_type", "default") != "default")
+
+
+def reach(parameters: dict[str, Any], longest: int, ours: bool) -> int:
+    """Positions that a network knows, by its `rope_parameters` and the longest input that its config states.
+
+    Where `ours`, scaled here, the factor multiplies; else only what the config says was so before it was scaled: a
+    checkpoint may count the factor already (LongVILA), and nothing in it tells.
     """
-    factor = parameters.get("factor") or 1.0
-    return max(longest, int(factor * (parameters.get("original_max_position_embeddings") or longest)))
+    before = parameters.get("original_max_position_embeddings") or (longest if ours else 0)
+    return max(longest, int((parameters.get("factor") or 1.0) * before))
 
 
-def known_to(config: Any) -> int:
-    """Positions that the network of a transformers config knows."""
+def known_to(config: Any, ours: bool) -> int:
+    """Positions that the network of a transformers config knows; `ours`: its positions were scaled here."""
     text = config.get_text_config()
-    return reach(getattr(text, "rope_parameters", None) or {}, text.max_position_embeddings)
+    longest = max(text.max_position_embeddings, getattr(text, STATED, None) or 0)
+    return reach(getattr(text, "rope_parameters", None) or {}, longest, ours)

@@ -217,7 +217,7 @@ def _check(policy: Model, model: Model, source: str | Path) -> None:
         raise UserError(what, where=str(source), why=why, fix="train both with one --context.reduce")
     if tower_fingerprint(policy) != tower_fingerprint(model):
         raise UserError(what, where=str(source), why="its vision tower is another one", fix=fix)
-    own, reads = (known_to(one.net.config) for one in (policy, model))
+    own, reads = (known_to(one.net.config, bool(one.context.rope)) for one in (policy, model))
     if reads < own:
         why = f"it knows {reads} positions, the policy {own}"
         raise UserError(what, where=str(source), why=why, fix="train both with one --context.rope")

@@ -5,6 +5,7 @@ F frames, L feature levels, N visual tokens, E model width.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +15,14 @@ from typing import Literal
 import numpy as np
 
 from longtake.data.cache import FrameTier, Quarantine
+from longtake.data.frames import check, picked
 from longtake.data.subtitles import seen, told
+from longtake.data.video import VideoError
 from longtake.errors import UserError
 from longtake.protocols import Model
-from longtake.records import Features, FramePolicy, Prompt, Question, Receipt
+from longtake.records import Features, FramePolicy, Pick, Prompt, Question, Receipt
 from longtake.runtime.features import MOST_FILMS, FeatureStore, Request, cut, encode, prepare
+from longtake.runtime.onlooker import Onlooker, sent
 from longtake.runtime.shelf import Say
 
 Control = Literal["", "no_video", "shuffled", "one_frame"]
@@ -54,16 +58,71 @@ class Films:
         self._live: dict[str, tuple[str, FramePolicy, bool]] = {}
         self._prompts: dict[tuple[object, ...], Prompt] = {}
         self._held = 0  # tokens of the prompts kept
+        self._settled: dict[tuple[str, FramePolicy], FramePolicy] = {}
+        self._tokens: dict[tuple[int, int, int, bool], int] = {}
         self._asked: set[Path] = set()  # films that decode() was asked for
         self.sets = 0  # of frames that may be encoded, as far as is known
         self.subtitles = True  # whether those of the rows are read
+        self.pick: Pick | None = None  # of looks that name none
+        self.budget: int | None = None  # visual tokens, likewise
         self.rated = False  # whether any of them is looked at by frames a second
 
     def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
         """Decodes every film once for all its policies; what fails is in the quarantine with its reason."""
-        paths = {Path(path): list(dict.fromkeys(policies)) for path, policies in wants.items()}
+        paths = {Path(path): list(dict.fromkeys(self._planned(path, own))) for path, own in wants.items()}
         self._asked |= paths.keys()
         self.tier.fill(paths, self.model.fit, workers, self.quarantine, progress)
+
+    def settled(self, film: str, policy: FramePolicy) -> FramePolicy:
+        """The policy with what the run says where it says nothing: its pick, and as many frames as the budget allows.
+
+        The budget stays in it where it left frames out. Raises UserError if not even one frame is within it.
+        """
+        if (film, policy) not in self._settled:
+            given = replace(policy, budget=None)
+            if isinstance(self.model, Onlooker):
+                found = sent(policy, self.pick)
+            else:
+                found = picked(given, self.pick)
+                check(found)
+                limit = policy.budget or self.budget
+                found = found if limit is None else self._within(limit, film, found)
+            self._settled[film, policy] = found
+        return self._settled[film, policy]
+
+    def _within(self, limit: int, film: str, policy: FramePolicy) -> FramePolicy:
+        def tokens(frames: int) -> int:
+            return self._counted(film, policy if policy.seconds else replace(policy, max_frames=frames))
+
+        receipt = self._foreseen(film, policy)
+        most = len(receipt.indices) - receipt.padded
+        if tokens(most) <= limit:
+            return policy
+        least = most if policy.seconds else 1
+        if tokens(least) > limit:
+            what = f"{least} frame{'s' * (least > 1)} of a film {'are' if least > 1 else 'is'} beyond the budget"
+            why = f"{tokens(least)} visual tokens, of {limit} allowed"
+            raise UserError(what, where=film, why=why, fix="raise --context.budget, or lower --video.max-pixels")
+        return replace(policy, max_frames=bisect_right(range(1, most), limit, key=tokens), budget=limit)
+
+    def _counted(self, film: str, policy: FramePolicy) -> int:
+        """Visual tokens that the model makes of these frames; films of one size need one prompt for all."""
+        receipt = self._foreseen(film, policy)
+        key = receipt.width, receipt.height, len(receipt.indices), receipt.image
+        if key not in self._tokens:
+            prompt = self.model.prompt(Question("budget", film, ""), receipt, None)
+            assert prompt.receipt is not None
+            self._tokens[key] = prompt.receipt.tokens
+        return self._tokens[key]
+
+    def _foreseen(self, film: str, policy: FramePolicy) -> Receipt:
+        return self.tier.foreseen(Path(film), policy, self.model.fit, self.model.temporal_patch)
+
+    def _planned(self, film: str, policies: Sequence[FramePolicy]) -> Sequence[FramePolicy]:
+        try:
+            return [self.settled(film, policy) for policy in policies]
+        except VideoError:  # whoever decodes it says why
+            return policies
 
     @property
     def used(self) -> int:
@@ -166,7 +225,7 @@ class Films:
         return handle
 
     def _receipt(self, film: str, policy: FramePolicy, shuffled: bool) -> Receipt:
-        receipt = self.tier.receipt(Path(film), policy, self.model.fit, self.model.temporal_patch)
+        receipt = self.tier.receipt(Path(film), self.settled(film, policy), self.model.fit, self.model.temporal_patch)
         if not shuffled:
             return receipt
         order = _shuffle(receipt)
@@ -180,7 +239,9 @@ class Films:
         return frames_FHWC[0] if receipt.image and self.model.stills else frames_FHWC
 
     def _frames(self, film: str, policy: FramePolicy, shuffled: bool) -> tuple[np.ndarray, Receipt]:
-        frames_FHWC, receipt = self.tier.take(Path(film), policy, self.model.fit, self.model.temporal_patch)
+        frames_FHWC, receipt = self.tier.take(
+            Path(film), self.settled(film, policy), self.model.fit, self.model.temporal_patch
+        )
         return (frames_FHWC[_shuffle(receipt)] if shuffled else frames_FHWC), receipt
 
 

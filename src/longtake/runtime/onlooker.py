@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from longtake.data.frames import picked
 from longtake.errors import UserError
-from longtake.records import Prompt, Question, Receipt
+from longtake.records import FramePolicy, Pick, Prompt, Question, Receipt
+
+
+def sent(policy: FramePolicy, pick: Pick | None) -> FramePolicy:
+    """The policy as an endpoint's frames are chosen by. Raises UserError for a budget, which nobody could keep."""
+    if policy.budget is not None:
+        why, fix = "an endpoint does not say what frames become", "leave the row's budget out, or give it nframes"
+        raise UserError(f"a budget of {policy.budget} visual tokens cannot be kept", why=why, fix=fix)
+    return picked(policy, pick)
+
 
 NOWHERE = torch.zeros((3, 0), dtype=torch.int64)  # an endpoint's positions are its own
 

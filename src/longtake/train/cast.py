@@ -16,6 +16,7 @@ from longtake.models.heads import FILE, no_head
 from longtake.records import FramePolicy, Question
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import find_folder, load_model, weights_version
+from longtake.runtime.onlooker import sent
 from longtake.runtime.words import unknown
 from longtake.train import context_settings
 from longtake.train.asking import Ask, Ledger, LocalAsker, ask
@@ -150,13 +151,14 @@ class Cast:
             own = config.context if who == config.model else context_settings.Context()
             model = load_model(who, config.dtype, rope=own.rope, reduce=own.reduce)
         films = open_films(model, config.video, config.out, frozen=True)
-        films.subtitles = config.context.subtitles == "on"
+        config.context.onto(films)
+        films.budget = own.budget
         decode(films, questions, config.video, self.log, lambda question: self._policies(who, question))
         engine = LocalEngine(model, films.features, weights_version(model))
         return LocalAsker(films, engine, config.batch, self.log)
 
     def _remote(self, questions: Sequence[Question]) -> RemoteAsker:
-        judge, video = self.config.judge, self.config.video
+        judge, video, context = self.config.judge, self.config.video, self.config.context
         assert judge.url is not None
         assert judge.model is not None
         remote = Remote(judge.url, judge.model, self._key, retries=judge.retries, timeout=judge.timeout)
@@ -164,11 +166,12 @@ class Cast:
         wants: dict[Path, list[FramePolicy]] = {}
         for question in questions:
             if question.video is not None:
-                wants.setdefault(Path(question.video), []).extend(self._policies(None, question))
+                policies = [sent(policy, context.pick) for policy in self._policies(None, question)]
+                wants.setdefault(Path(question.video), []).extend(policies)
         with self.log.phase("decode"), counted(self.log, "films", len(wants)) as progress:
             self.tier.fill(wants, fit, video.workers, Quarantine(self.config.out), progress)
-        reads = self.config.context.subtitles == "on"
-        return RemoteAsker(remote, self.tier, fit, judge.workers, judge.temperature, subtitles=reads)
+        reads = context.subtitles == "on"
+        return RemoteAsker(remote, self.tier, fit, judge.workers, judge.temperature, subtitles=reads, pick=context.pick)
 
     def _policies(self, who: str | None, question: Question) -> Iterable[FramePolicy]:
         """All frames of a question's film that a model must have."""

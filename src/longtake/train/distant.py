@@ -16,7 +16,8 @@ from longtake.data.video import VideoError
 from longtake.data.workers import Fit
 from longtake.engines.endpoint import jpeg, shown
 from longtake.engines.remote import Remote
-from longtake.runtime.onlooker import Onlooker
+from longtake.records import Pick
+from longtake.runtime.onlooker import Onlooker, sent
 from longtake.train.asking import Ask, Replies, Reply, Said
 
 GIVE_UP = 20  # requests in a row that failed after all their tries: the endpoint is gone, and asking on helps nobody
@@ -34,6 +35,7 @@ class RemoteAsker:
     temperature: float | None = 0.0
     schema: Schema | None = None
     subtitles: bool = True  # whether those of the rows are read
+    pick: Pick | None = None  # of frames, where rows name none
     gave_up: str = ""  # why nobody was asked any more
     marks: tuple[str, ...] = ()
 
@@ -82,7 +84,8 @@ class RemoteAsker:
         said, receipt = "", None
         if question.video is not None:
             try:
-                frames_FHWC, receipt = self.tier.take(Path(question.video), one.look.policy, self.fit)
+                policy = sent(one.look.policy, self.pick)
+                frames_FHWC, receipt = self.tier.take(Path(question.video), policy, self.fit)
             except VideoError as error:
                 return Reply((), calls=0, error=" ".join(str(error).split())[:300])
             pictures = [jpeg(frame) for frame in frames_FHWC]

@@ -40,17 +40,16 @@ def films_of(
         with log.phase("load"):
             loaded = load_model(name, dtype, rope=context.rope, reduce=context.reduce)
         films = open_films(loaded, video, folder, frozen=True)
-        films.subtitles = context.subtitles == "on"
+        context.onto(films)
         return films
-    if context.model_fields_set - {"subtitles"} or dtype != "auto":
-        raise UserError(
-            "an endpoint decides itself how it computes", fix="leave --context.rope, --context.reduce and --dtype out"
-        )
+    if context.model_fields_set - {"subtitles", "pick"} or dtype != "auto":
+        fix = "leave --context.rope, --context.reduce, --context.budget and --dtype out"
+        raise UserError("an endpoint decides itself how it computes", fix=fix)
     if idle := sorted(video.model_dump(exclude_unset=True, exclude_none=True).keys() & CACHED):
         raise UserError("an endpoint gets frames, not features", where=f"--video.{idle[0]}", fix="leave it out")
     model = cast(Model, Onlooker(settings.max_pixels))  # as much of one as Films calls
     films = Films(model, FrameTier(video.tier or folder / "tier"), None, Quarantine(folder))
-    films.subtitles = context.subtitles == "on"
+    context.onto(films)
     return films
 
 
@@ -71,7 +70,9 @@ def engine_of(settings: engine_settings.Engine, name: str, films: Films, folder:
             timeout=settings.timeout,
         )
         try:
-            yield Endpoint(remote, films.pixels, films.model.asked.__getitem__, settings.workers)
+            yield Endpoint(
+                remote, films.pixels, films.model.asked.__getitem__, settings.workers, folder / "answers.jsonl"
+            )
         finally:
             remote.close()
         return

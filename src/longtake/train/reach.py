@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from longtake.errors import UserError
-from longtake.models.rope import known_to
+from longtake.models.rope import known_to, scaled
 from longtake.protocols import Model
 from longtake.records import Prompt, Question, Receipt
 from longtake.runtime.films import Films, Look
@@ -24,7 +24,7 @@ def check_fits(
     Looks of one size are bounded together, by the longest film and more tokens than any of their texts can become;
     each is made alone only where the bound does not fit.
     """
-    limit = known_to(films.model.net.config)
+    limit = known_to(films.model.net.config, bool(films.model.context.rope))
     alike: dict[object, list[tuple[Look, Receipt | None]]] = {}
     for look in looks:
         seen = films.receipt(look)
@@ -40,11 +40,11 @@ def check_fits(
 
 def check_prompt(model: Model, prompt: Prompt, answer: int, fix: str) -> None:
     """Raises UserError if the prompt and an answer of so many tokens reach beyond the positions the model knows."""
-    limit, end = known_to(model.net.config), _reached(prompt) + answer
+    limit, end = known_to(model.net.config, bool(model.context.rope)), _reached(prompt) + answer
     if end <= limit:
         return
     why = f"{len(prompt.ids)} tokens and an answer of {answer} reach position {end}, the model knows {limit}"
-    more = "" if model.context.rope else f", or --context.rope linear:{-(-end // limit)}"
+    more = "" if model.context.rope or scaled(model.net.config) else f", or --context.rope linear:{-(-end // limit)}"
     raise UserError("a prompt does not fit the model", where=f"question {prompt.id}", why=why, fix=fix + more)
 
 

@@ -155,7 +155,7 @@ def open_session(
     if train_vision:
         log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
     films = open_films(model, config.video, folder, frozen=not train_vision)
-    films.subtitles = config.context.subtitles == "on"
+    config.context.onto(films)
     return Session(model, films, optimizer, params, progress, folder, way, _prefixes(config, log))
 
 

@@ -93,6 +93,7 @@ def merged(own: FramePolicy | None, drawn: FramePolicy, most: int) -> FramePolic
     if own.frames is not None or own.fps is not None:
         capped = cap if own.fps is not None else None
         return replace(own, max_frames=capped, start=start, end=end, max_pixels=pixels)
+    drawn = replace(drawn, pick=own.pick, budget=own.budget)
     if drawn.frames is not None:
         frames = min(drawn.frames, own.max_frames or drawn.frames)
         return replace(drawn, frames=frames, start=start, end=end, max_pixels=pixels)
