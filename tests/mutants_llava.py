@@ -6,16 +6,17 @@ from tests.mutants_table import breaks
 
 REDUCE, PIXELS = "models/test_reduce.py", "models/test_llava_pixels.py"
 NEXT, ORIGINAL, FILMS = "models/test_llava_next_video.py", "models/test_llava_original.py", "models/test_llava_films.py"
-FOLDERS = "models/test_llava_folders.py"
+FOLDERS, PROCESSOR = "models/test_llava_folders.py", "models/test_processor_files.py"
 TESTS = {
     "models/reduce.py": (REDUCE,),
-    "models/llava_pixels.py": (PIXELS, FOLDERS, ORIGINAL),
+    "models/llava_pixels.py": (PIXELS, FOLDERS, ORIGINAL, PROCESSOR),
     "models/llava_next_video.py": (
         NEXT,
         FILMS,
         f"{ORIGINAL}::test_vlm_rlaif_sees_means_of_frames_then_means_of_patches",
+        f"{PROCESSOR}::test_what_would_end_in_somebody_elses_error_is_said",
     ),
-    "models/llava_original.py": (ORIGINAL,),
+    "models/llava_original.py": (ORIGINAL, PROCESSOR),
 }
 
 REDUCED = breaks(
@@ -92,8 +93,11 @@ LOOKED = breaks(
         "black bars",
     ),
     ("sub_(mean).div_(std)", "sub_(mean).div_(255.0)", "the deviation forgotten"),
-    ("if means[0] != means[1]:", "if False:", "films in the colours of pictures"),
+    ("if of_pictures != (mean, std):", "if False:", "films in the colours of pictures"),
     ('if _edge(image["size"])[1] != size:', "if False:", "tiles that are resized"),
+    ("if tile != size:", "if False:", "tiles that are cropped"),
+    ("video = image if video is None else video", "pass", "one nested processor unread"),
+    ("video = image if video is None else video", "video = video or image", "an empty file passed over"),
 )
 
 SEEN = breaks(
@@ -101,6 +105,7 @@ SEEN = breaks(
     ("tiles.transpose(1, 2)", "tiles.transpose(1, 2).flip(2)", "tiles from right to left"),
     ("Reduction.parse(spec, like=self.reduction)", "Reduction.parse(spec)", "the checkpoint's side forgotten"),
     ('if how.newline != "no_token" and self._newline() is None:', "if False:", "newlines that nobody learned"),
+    ("if not all(-depth - 1 <= layer <= depth for", "if not all(True for", "a layer that is not there"),
     ("z[:, 1:] if", "z[:, :-1] if", "the CLS token is a patch"),
     (
         "return grid * grid + how.high * (how.wide + 1)",
@@ -121,7 +126,9 @@ READ = breaks(
     ('if merge.startswith("spatial"):', "if True:", "flat checkpoints with newlines"),
     ('if newline == "one_token" and "unpad" not in merge:', "if False:", "a newline that is not there"),
     ("vision_feature_layer=layer + gone", "vision_feature_layer=layer", "a layer too early"),
-    ("if gone and layer + gone >= 0:", "if False:", "a layer that is not there"),
+    ("(gone and layer + gone >= 0) or ", "", "a layer that is not there"),
+    ('-vision["whole"] - 1 <= layer', "True", "a layer before the first"),
+    ("points_of(points, size) if tiled", "tuple(map(tuple, points)) if tiled", "tiles of another size than the tower"),
     ('"pad" if ratio == "pad" else', "", "no mean colour"),
     ('pictures=tiled or not str(ratio).startswith("anyres")', "pictures=True", "pictures of anyres_max"),
     ('"add_faster_video": bool(root.get("add_faster_video")),', "", "tokens left out"),

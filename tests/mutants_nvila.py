@@ -8,7 +8,7 @@ FAMILY, FILES, PROMPT = "models/test_nvila.py", "models/test_nvila_files.py", "m
 SHOWN, PROJECTOR = "models/test_nvila_pixels.py", "models/test_nvila_projector.py"
 TESTS = {
     "models/nvila.py": (PROMPT, FAMILY, FILES),
-    "models/nvila_files.py": (SHOWN, PROMPT, FILES, FAMILY),
+    "models/nvila_files.py": (SHOWN, PROMPT, FILES, FAMILY, "models/test_processor_files.py"),
     "models/nvila_network.py": (FAMILY, FILES),
     "models/nvila_pixels.py": (SHOWN, FAMILY),
     "models/nvila_projector.py": (PROJECTOR, f"{FAMILY}::test_features_and_logits_of_a_film_are_the_plain_ones"),
@@ -74,11 +74,13 @@ READ = breaks(
     ("column_major=projector.column_major,", "column_major=False,", "features of another order under one name"),
     ("if side % pool[1] or side % pool[2]:", "if False:", "pools that do not fill a frame"),
     ('bool(said.get("column_major"))', "False", "the switch unread"),
-    ('processor.get(name, (0.5,) * 3)', "(0.5,) * 3", "the processor unread"),
+    ('"image_std": [0.5] * 3} | said)', '"image_std": [0.5] * 3})', "the processor unread"),
+    ('for name in ("size", "crop_size"):', 'for name in ("size",):', "squares of another size"),
+    ("if not all(isinstance(mark, str) for mark in marks):", "if False:", "numbers as text"),
     ("scales[0] != size or", "", "scales of another tower"),
     ('found.get("end_tokens", "\\n") or ""', '"\\n"', "always a newline"),
     ("and made.least > made.max_tiles", "and False", "no number of tiles fits"),
-    ("and set(told.values()) != {size}", "and False", "another processor"),
+    ('not in (None, {"height": size, "width": size})', "is False", "another processor"),
     ("(several and not scaled)", "False", "S2 of another kind"),
 )  # fmt: skip
 

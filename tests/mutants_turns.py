@@ -5,14 +5,15 @@ from __future__ import annotations
 from tests.mutants_table import breaks
 
 TURNS, WALK, MIXED = "train/test_turns.py", "train/test_walk.py", "train/test_mixed.py"
-QWEN25 = "models/test_qwen2_5_vl.py"
+QWEN25, FOLDERS = "models/test_qwen2_5_vl.py", "models/test_processor_files.py"
 SENT = "models/test_sent.py"
 PICTURES, STILLS = "models/test_pictures.py", "data/test_stills.py"
 TAUGHT = "recipes/test_twin.py::test_a_supervised_step_is_what_plain_loops_make_of_it"
 TESTS = {
     "data/readers.py": ("data/test_turns.py", STILLS),
     "data/shown.py": (STILLS,),
-    "models/pixels.py": (PICTURES,),
+    "models/checkpoint.py": (FOLDERS,),
+    "models/pixels.py": (PICTURES, FOLDERS),
     "models/qwen2_5_vl.py": (QWEN25, SENT),
     "models/qwen3_vl.py": (PICTURES, SENT),
     "models/qwen_vl.py": (f"{PICTURES}::test_prompt_is_the_processors", "models/test_prompt.py", SENT),
@@ -85,6 +86,19 @@ PIXELS = breaks(
         "elif False:\n            beta = 1.0",
         "small pictures stay small",
     ),
+    ("if colours(image) != colours(video):", "if False:", "pictures in the colours of films"),
+    ("not in (None, video[name])", "is False", "pictures in the patches of films"),
+    ("if kind is FramePixels else ()", "", "whole films bounded as pictures"),
+)
+
+CHECKPOINT = breaks(
+    "models/checkpoint.py",
+    ("if processor.get(name) not in (None, True):", "if False:", "pixels as they come"),
+    ("abs(factor * 255 - 1) > 1e-6", "False", "another white"),
+    ("if how not in (None, BICUBIC):", "if False:", "another resize"),
+    ("if not min(std) > 0:", "if False:", "a division by zero"),
+    ("if (folder / GENERATION).is_file():", "if False:", "end tokens lost"),
+    ('if not said.get("text_config") and', "if False and", "a network of any size"),
 )
 
 QWEN = breaks(
@@ -96,8 +110,9 @@ QWEN += breaks("models/qwen3_vl.py", ("= max(grid[1:])", "= grid[1]", "positions
 QWEN += breaks(
     "models/qwen2_5_vl.py",
     ("spread_3P[:, place_TN].max() + 1", "max(grid[1:]) // 2", "text inside a long film, as transformers 5.3"),
+    ("/ max(1, len(shown) - 1)", "/ max(2, len(shown) - 1)", "two frames half as far apart"),
     ("dtype=torch.float32) * rate", "dtype=torch.float32)", "time without its rate"),
     ("[self.seconds(receipt)] if receipt else []", "None", "every film a patch a second"),
 )
 
-MUTANTS = TOKENS + STAGES + SHOWN + READERS + PIXELS + QWEN
+MUTANTS = TOKENS + STAGES + SHOWN + READERS + PIXELS + CHECKPOINT + QWEN

@@ -259,6 +259,6 @@ def test_an_adapter_keeps_the_reduction(folder, tmp_path) -> None:
     tmp_path.mkdir()
     model.save(tmp_path)
     again = load_model(tmp_path, device="cpu")
-    assert again.reduction == model.reduction == Reduction(merge=0.5, before=True)
+    assert again.reduction == model.reduction == Reduction(stride=2, merge=0.5, before=True)
     assert again.pixels == model.pixels
     shutil.rmtree(tmp_path)

@@ -159,8 +159,11 @@ def test_all_parts_have_one_dtype(folder: Path, dtype: str) -> None:
 def test_the_processors_constants_are_read(folder: Path, copy: Path) -> None:
     edit(copy / "vision_tower" / "preprocessor_config.json", image_mean=[0.1, 0.2, 0.3])
     assert load(copy).pixels.mean == (0.1, 0.2, 0.3)
+    (copy / "vision_tower" / "preprocessor_config.json").write_text("{}")
+    assert load(copy).pixels == load(folder).pixels  # SigLIP's
     (copy / "vision_tower" / "preprocessor_config.json").unlink()
-    assert load(copy).pixels == load(folder).pixels
+    with pytest.raises(UserError, match=r"vision_tower/preprocessor_config\.json is missing"):
+        load(copy)
     edit(folder / "config.json", fps=0.25)
 
 

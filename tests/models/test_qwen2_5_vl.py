@@ -134,6 +134,11 @@ def test_time_goes_on_behind_long_films(exact, frames: int) -> None:
     assert position[:, stop].tolist() == [max(last, int(position[:, start:stop].max())) + 1] * 3
 
 
+def test_a_film_of_one_frame_takes_no_time(exact) -> None:
+    """Where a temporal patch is one frame."""
+    assert exact.seconds(tiny.receipt(tiny.film(0, 1))) == 0.0
+
+
 def test_a_film_is_one_block(exact) -> None:
     prompt = exact.prompt(tiny.ask(), tiny.receipt(FILMS[1]), "f")
     assert exact.tokenizer.decode(prompt.ids).count("<|vision_start|>") == 1

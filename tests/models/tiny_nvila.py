@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 
 from longtake.maths.attention import Row
 from longtake.models.nvila import NVILA, QWEN2
-from longtake.models.nvila_files import read_pixels
+from longtake.models.nvila_files import PROCESSOR, TOWER, read_pixels
 from longtake.models.nvila_network import Composed, Eyes
 from longtake.models.nvila_projector import Projector
 from longtake.records import Layout
@@ -79,7 +80,10 @@ def model(kind="mlp_downsample_2x2_fix", words=None, column_major=False, sizes=N
         projector = Projector(kind, channels, llm.config.hidden_size, column_major)
         for x in projector.parameters():
             torch.nn.init.normal_(x, std=0.2)
-    pixels = read_pixels(Path("nowhere"), said, tower, projector)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / TOWER).mkdir()
+        (Path(folder) / TOWER / PROCESSOR).write_text("{}")
+        pixels = read_pixels(Path(folder), said, tower, projector)
     return NVILA(Composed(llm, Eyes(tower, projector, pixels), said), words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from longtake.errors import UserError
 
 AGAIN = "copy or download the model again"
+GENERATION = "generation_config.json"
+BICUBIC = 3  # as pillow numbers it
+Colour = tuple[float, float, float]  # red, green, blue
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -22,6 +26,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError("not a JSON object", where=str(path), why=f"it is a {type(content).__name__}")
     return content
+
+
+def colours(processor: Mapping[str, Any]) -> tuple[Colour, Colour]:
+    """(mean, deviation) of a processor's file that treats pixels as all families here do. Raises ValueError."""
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if processor.get(name) not in (None, True):
+            raise ValueError(f"{name} is off")
+    factor, how = processor.get("rescale_factor"), processor.get("resample")
+    if factor is not None and abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor is {factor}, not 1/255")
+    if how not in (None, BICUBIC):
+        raise ValueError(f"resample is {how}, not {BICUBIC} (bicubic)")
+    mean, std = (_three(name, processor.get(name)) for name in ("image_mean", "image_std"))
+    if not min(std) > 0:
+        raise ValueError(f"image_std is {list(std)}: a number is not above 0")
+    return mean, std
+
+
+def _three(name: str, values: Any) -> Colour:
+    if not isinstance(values, list | tuple) or len(values) != len("RGB"):
+        raise ValueError(f"{name} is {values}, not three numbers")
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def check_weights(folder: Path) -> None:
@@ -45,6 +72,13 @@ def check_weights(folder: Path) -> None:
             raise UserError("weights are damaged", where=str(folder / name), why=why, fix=AGAIN) from error
 
 
+def check_size(file: Path) -> None:
+    """A config.json that describes no language model: transformers would build one of its own default size."""
+    said = read_json(file)
+    if not said.get("text_config") and "hidden_size" not in said:
+        raise UserError("config.json is incomplete", where=str(file), why="no text_config", fix=AGAIN)
+
+
 def network(
     kind: Any,
     folder: Path,
@@ -52,10 +86,14 @@ def network(
     config: Any = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> Any:
-    """`kind.from_pretrained`, refusing weights that transformers would make up or leave out.
+    """`kind.from_pretrained`, refusing what transformers would make up or leave out: sizes, end tokens, weights.
 
     With `weights`, by the names of transformers' checkpoints, `folder` is where they came from.
     """
+    if (folder / GENERATION).is_file():
+        read_json(folder / GENERATION)  # which transformers passes over where it is damaged
+    if config is None:
+        check_size(folder / "config.json")
     if weights is None:
         check_weights(folder)
     given = {"config": config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}

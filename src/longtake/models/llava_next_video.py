@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from longtake.errors import UserError
 from longtake.models.checkpoint import network, read_tokenizer
-from longtake.models.llava_pixels import FILES, LlavaPixels, llava_files, read_llava
+from longtake.models.llava_pixels import LlavaPixels, llava_files, read_llava
 from longtake.models.network import Network, runs, token_of
+from longtake.models.pixels import FILES
 from longtake.models.reduce import Reduction, reduce
 from longtake.records import Features, Prompt, Question, Receipt
 
@@ -51,6 +52,10 @@ class LlavaNextVideo(Network):
     reduction: Reduction  # of films; pictures are never reduced
 
     def __init__(self, net: Any, tokenizer: Any, pixels: LlavaPixels, reduction: Reduction) -> None:
+        layers, depth = net.config.vision_feature_layer, net.config.vision_config.num_hidden_layers
+        if not all(-depth - 1 <= layer <= depth for layer in ([layers] if isinstance(layers, int) else layers)):
+            why = f"vision_feature_layer is {layers}, the tower has {depth} layers"
+            raise UserError("config.json is wrong", why=why)
         super().__init__(net, net.model.language_model, tokenizer, pixels, rope_rows=1)
         self._tower = Eyes(net.model)
         self.film_pad: int = getattr(net.config, "video_token_id", net.config.image_token_id)

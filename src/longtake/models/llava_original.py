@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longtake.errors import UserError
-from longtake.models.checkpoint import AGAIN, check_weights, first_line, network, read_json, read_tokenizer
+from longtake.models.checkpoint import AGAIN, check_weights, colours, first_line, network, read_json, read_tokenizer
 from longtake.models.llava_next_video import LlavaNextVideo
-from longtake.models.llava_pixels import FILES, LlavaPixels, read_llava
+from longtake.models.llava_pixels import LlavaPixels, points_of, read_llava
+from longtake.models.pixels import FILES
 from longtake.models.reduce import MODES, NEWLINES, Reduction
 
 DECODERS = {"llama": "llama", "mistral": "mistral", "qwen": "qwen2"}  # in model_type or architectures → transformers'
@@ -202,20 +203,24 @@ def transformers_config(root: Mapping[str, Any], vision: Mapping[str, Any], weig
     text = {key: value for key, value in root.items() if key in known} | {"vocab_size": len(weights[EMBED])}
     layer = int(root.get("mm_vision_select_layer", -2))
     gone = int(vision["whole"]) - int(vision["num_hidden_layers"])  # some checkpoints leave out layers behind it
-    if gone and layer + gone >= 0:
+    if (gone and layer + gone >= 0) or not -vision["whole"] - 1 <= layer <= vision["whole"]:
         why = f"its vision tower has {vision['num_hidden_layers']} layers, mm_vision_select_layer is {layer}"
         raise UserError("unsupported LLaVA checkpoint", why=why)
     points = root.get("image_grid_pinpoints")
     tiled = isinstance(points, list) and root.get("image_aspect_ratio") == "anyres"
-    return LlavaNextVideoConfig(
-        text_config={"model_type": kind} | text,
-        vision_config={key: value for key, value in vision.items() if key != "whole"},
-        vision_feature_layer=layer + gone,
-        vision_feature_select_strategy="default" if vision["model_type"] == "clip_vision_model" else "full",
-        image_grid_pinpoints=points if tiled else [],
-        spatial_pool_stride=trained_with(root).stride,
-        tie_word_embeddings=bool(root.get("tie_word_embeddings", False)),
-    )
+    stride = trained_with(root).stride
+    try:
+        return LlavaNextVideoConfig(
+            text_config={"model_type": kind} | text,
+            vision_config={key: value for key, value in vision.items() if key != "whole"},
+            vision_feature_layer=layer + gone,
+            vision_feature_select_strategy="default" if vision["model_type"] == "clip_vision_model" else "full",
+            image_grid_pinpoints=points if tiled else [],
+            spatial_pool_stride=stride,
+            tie_word_embeddings=bool(root.get("tie_word_embeddings", False)),
+        )
+    except Exception as error:  # its checks raise what they like
+        raise UserError("config.json is wrong", why=first_line(error)) from error
 
 
 def dress(words: Any, decoder: str, rows: int) -> int:
@@ -237,14 +242,21 @@ def dress(words: Any, decoder: str, rows: int) -> int:
 def constants(base: Path, root: Mapping[str, Any], vision: Mapping[str, Any]) -> LlavaPixels:
     """How the original code looks at frames and pictures."""
     folder = tower_folder(base, root)
-    file = folder / FILES[0] if folder else base / FILES[0]
     mean, std = COLOURS[vision["model_type"]]
-    if folder and file.is_file():
-        said = read_json(file)
-        mean, std = ((float(r), float(g), float(b)) for r, g, b in (said["image_mean"], said["image_std"]))
+    if folder and (folder / FILES[0]).is_file():
+        said = read_json(folder / FILES[0])
+        try:
+            mean, std = colours(said)
+        except (TypeError, ValueError) as error:
+            file, why = str(folder / FILES[0]), first_line(error)
+            raise UserError("the processor's file is wrong", where=file, why=why) from error
     ratio, size = root.get("image_aspect_ratio"), int(vision["image_size"])
     points = root.get("image_grid_pinpoints")
     tiled = ratio == "anyres" and isinstance(points, list)
+    try:
+        pinpoints = points_of(points, size) if tiled else ()
+    except (TypeError, ValueError) as error:
+        raise UserError("config.json is wrong", why=first_line(error)) from error
     return LlavaPixels(
         size=size,
         patch=int(vision["patch_size"]),
@@ -252,6 +264,6 @@ def constants(base: Path, root: Mapping[str, Any], vision: Mapping[str, Any]) ->
         std=std,
         shortest_edge=size,
         shape="pad" if ratio == "pad" else "squash" if vision["model_type"] == "siglip_vision_model" else "crop",
-        pinpoints=tuple((int(high), int(wide)) for high, wide in points) if tiled and points else (),
+        pinpoints=pinpoints,
         pictures=tiled or not str(ratio).startswith("anyres"),
     )

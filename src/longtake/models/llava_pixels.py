@@ -18,12 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from longtake.errors import UserError
-from longtake.models.checkpoint import first_line, read_json
-from longtake.models.pixels import LONGEST_ASPECT
+from longtake.models.checkpoint import Colour, colours, first_line, read_json
+from longtake.models.pixels import FILES, LONGEST_ASPECT, first_of
 from longtake.models.reduce import Reduction
 
 OURS = "longtake"  # the entry of the processor's file that is ours
-FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ class LlavaPixels:
 
     size: int  # S
     patch: int  # pixels along one edge of a patch
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
     shortest_edge: int  # of a frame that is then cropped
     shape: Literal["crop", "pad", "squash"]  # how a frame becomes a square
     pinpoints: tuple[tuple[int, int], ...]  # (height, width) on which pictures are tiled; () = shown as a frame is
@@ -183,7 +182,9 @@ def read_llava(folder: Path, config: Any) -> tuple[LlavaPixels, Reduction | None
     Raises UserError for files that are missing, wrong, or another network's.
     """
     nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    image, video = (nested.get(kind) or _first(folder, kind) for kind in ("image_processor", "video_processor"))
+    image = nested.get("image_processor") or first_of(folder, *FILES)
+    video = nested.get("video_processor") or first_of(folder, *FILES[::-1])
+    video = image if video is None else video  # transformers 5 nests an image model's only one
     if video is None:
         fix = "copy preprocessor_config.json from its base model"
         raise UserError("the model has no processor", where=str(folder), fix=fix)
@@ -208,39 +209,40 @@ def read_llava(folder: Path, config: Any) -> tuple[LlavaPixels, Reduction | None
 
 def _constants(image: Mapping[str, Any], video: Mapping[str, Any], config: Any) -> LlavaPixels:
     vision = config.vision_config
-    for each in (image, video):
-        odd: list[str] = [
-            name for name in ("do_resize", "do_rescale", "do_normalize") if each.get(name, True) is not True
-        ]
-        if odd or abs(each.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise ValueError(f"{odd[0]} is off" if odd else f"rescale_factor is {each['rescale_factor']}, not 1/255")
+    (mean, std), of_pictures = colours(video), colours(image)
+    if of_pictures != (mean, std):
+        raise ValueError("image_mean or image_std are others for pictures than for films")
     squash, edge = _edge(video["size"])
     crop = video.get("do_center_crop", not squash)
     if not (squash or crop):
         raise ValueError("do_center_crop is off: frames would not be squares")
     size = _square(video["crop_size"]) if crop else edge
-    points = image.get("image_grid_pinpoints") or config.image_grid_pinpoints
-    pinpoints = tuple((int(high), int(wide)) for high, wide in points)
+    pinpoints = points_of(image.get("image_grid_pinpoints") or config.image_grid_pinpoints, size)
     tile = _square(image["crop_size"]) if image.get("do_center_crop", True) else _edge(image["size"])[1]
-    if any(edge % size or edge < size for point in pinpoints for edge in point) or tile != size:
-        raise ValueError(f"image_grid_pinpoints {[list(p) for p in pinpoints]} are no multiples of {size}")
+    if tile != size:
+        raise ValueError(f"tiles of {size} pixels are cropped to {tile}")
     if _edge(image["size"])[1] != size:
         raise ValueError(f"tiles of {size} pixels are resized to {_edge(image['size'])[1]}")
     if sorted(map(tuple, config.image_grid_pinpoints)) != sorted(pinpoints):
         raise ValueError("image_grid_pinpoints are others in config.json")
-    means = [(_rgb(each["image_mean"]), _rgb(each["image_std"])) for each in (image, video)]
-    if means[0] != means[1]:
-        raise ValueError("image_mean or image_std are others for pictures than for films")
     return LlavaPixels(
         size=size,
         patch=int(vision.patch_size),
-        mean=means[0][0],
-        std=means[0][1],
+        mean=mean,
+        std=std,
         shortest_edge=edge,
         shape=video.get(OURS, {}).get("shape", "squash" if squash else "crop"),
         pictures=bool(video.get(OURS, {}).get("pictures", True)),
         pinpoints=pinpoints,
     )
+
+
+def points_of(said: Any, size: int) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each grid of tiles. Raises TypeError or ValueError."""
+    points = tuple((int(high), int(wide)) for high, wide in said)
+    if any(edge % size or edge < size for point in points for edge in point):
+        raise ValueError(f"image_grid_pinpoints {[list(p) for p in points]} are no multiples of {size}")
+    return points
 
 
 def llava_files(pixels: LlavaPixels, reduction: Reduction, processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -274,15 +276,3 @@ def _square(size: Any) -> int:
             raise ValueError(f"{size['height']} x {size['width']} pixels are no square")
         size = size["height"]
     return int(size)
-
-
-def _rgb(values: Any) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _first(folder: Path, kind: str) -> dict[str, Any] | None:
-    for name in FILES if kind == "image_processor" else FILES[::-1]:
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    return None

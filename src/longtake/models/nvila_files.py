@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from longtake.errors import UserError
-from longtake.models.checkpoint import check_weights, network, read_json
+from longtake.models.checkpoint import AGAIN, Colour, check_weights, colours, first_line, network, read_json
 from longtake.models.nvila_pixels import TilePixels
 from longtake.models.nvila_projector import Pool, Projector
 
@@ -49,6 +49,8 @@ def read_encoder(root: Mapping[str, Any], key: str) -> Encoder:
         if not name.startswith(("Basic", "TSP")):
             raise ValueError(f"there is no {name} here, only Basic and TSP")
         marks = (found.get("start_tokens") or "", found.get("end_tokens", "\n") or "", found.get("sep_tokens") or "")
+        if not all(isinstance(mark, str) for mark in marks):
+            raise ValueError("start_tokens, end_tokens and sep_tokens are text")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"unsupported {key} in config.json", why=f"{said!r}: {error}"[:200]) from error
     return Encoder(*marks, pools=pools)
@@ -120,14 +122,10 @@ def channels_of(root: Mapping[str, Any], tower: Any) -> int:
 
 
 def read_pixels(folder: Path, root: Mapping[str, Any], tower: Any, projector: Projector) -> TilePixels:
-    """How this checkpoint looks at things; `folder` holds the vision tower's processor, if any. Raises UserError."""
-    file, vision = folder / TOWER / PROCESSOR, tower.config
-    processor, scaled = read_json(file) if file.is_file() else {}, bool(root.get("dynamic_s2"))
+    """How this checkpoint looks at things; `folder` holds the vision tower's processor. Raises UserError."""
+    vision, scaled = tower.config, bool(root.get("dynamic_s2"))
     size, grid, edge = int(vision.image_size), vision.image_size // vision.patch_size, projector.edge
-    told = processor.get("size") or {}
-    if isinstance(told, dict) and told and set(told.values()) != {size}:
-        why = f"image_size is {size} in config.json, the processor's size is {told}"
-        raise UserError("processor and vision tower do not belong together", where=str(file), why=why)
+    mean, std = _colours(folder / TOWER / PROCESSOR, size)
     aspect = str(root.get("image_aspect_ratio") or "resize")
     several = aspect == "dynamic_s2" or root.get("s2")
     if aspect not in ("resize", "dynamic", "dynamic_s2") or (several and not scaled):
@@ -144,7 +142,6 @@ def read_pixels(folder: Path, root: Mapping[str, Any], tower: Any, projector: Pr
         why = 'mm_vision_select_feature is "patch" or absent: that leaves out a real patch of SigLIP, and no square'
         raise UserError("config.json is wrong", why=why, fix='set it to "cls_patch"')
     try:
-        mean, std = (tuple(map(float, processor.get(name, (0.5,) * 3))) for name in ("image_mean", "image_std"))
         made = TilePixels(
             size, grid, side, mean, std, aspect, depth=_depth(root, vision.num_hidden_layers), first=first,
             min_tiles=int(root.get("min_tiles") or 1), max_tiles=int(root.get("max_tiles") or 12), pools=pools,
@@ -156,6 +153,21 @@ def read_pixels(folder: Path, root: Mapping[str, Any], tower: Any, projector: Pr
         return made
     except (TypeError, ValueError) as error:
         raise UserError("config.json is wrong", why=str(error)[:200]) from error
+
+
+def _colours(file: Path, size: int) -> tuple[Colour, Colour]:
+    """Mean and deviation, of a processor that makes squares of `size`. Raises UserError."""
+    if not file.is_file():
+        raise UserError(f"{TOWER}/{PROCESSOR} is missing", where=str(file.parent.parent), fix=AGAIN)
+    said = read_json(file)
+    for name in ("size", "crop_size"):
+        if said.get(name) not in (None, {"height": size, "width": size}):
+            why = f"image_size is {size} in config.json, the processor's {name} is {said[name]}"
+            raise UserError("processor and vision tower do not belong together", where=str(file), why=why)
+    try:
+        return colours({"image_mean": [0.5] * 3, "image_std": [0.5] * 3} | said)  # SigLIP's, where none are said
+    except (TypeError, ValueError) as error:
+        raise UserError("the processor's file is wrong", where=str(file), why=first_line(error)) from error
 
 
 def _depth(root: Mapping[str, Any], layers: int) -> int:

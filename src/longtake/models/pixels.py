@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from longtake.errors import UserError
-from longtake.models.checkpoint import first_line, read_json
+from longtake.models.checkpoint import Colour, colours, first_line, read_json
 
+FILES = ("preprocessor_config.json", "video_preprocessor_config.json")  # of pictures, of films
 LONGEST_ASPECT = 200  # beyond it the tower's position grid means nothing; the processors refuse too
 
 
@@ -32,8 +33,8 @@ class Pixels:
     patch: int  # pixels along one edge of a patch
     temporal_patch: int  # frames in one temporal patch
     merge: int  # patches along one edge of a visual token
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
     shortest_edge: int  # least pixels of a whole film (frames x height x width)
     longest_edge: int  # most pixels of a whole film
     cap_pixels_per_frame: bool = False
@@ -183,20 +184,24 @@ def read_pixels(folder: Path, kind: type[Pixels] = Pixels) -> Pixels:
     Raises UserError for files that are missing, incomplete or wrong.
     """
     nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    image, video = (nested.get(f"{kind}_processor") or _first(folder, kind) for kind in ("image", "video"))
+    shared = FILES[:1] if kind is FramePixels else ()  # Qwen2.5-VL's first checkpoints have one file for both
+    image = nested.get("image_processor") or first_of(folder, *FILES)
+    video = nested.get("video_processor") or first_of(folder, FILES[1], *shared)
     if video is None:
         fix = "copy video_preprocessor_config.json from its base model"
         raise UserError("the model has no video processor", where=str(folder), fix=fix)
     try:
-        size = _edges(video)
+        size, (mean, std) = _edges(video), colours(video)
+        if image:
+            _alike(image, video)
         optional = {"max_video_tokens": int(video["max_video_tokens"])} if "max_video_tokens" in video else {}
         optional |= {f"image_{edge}": int(most) for edge, most in _edges(image or {}, {}).items()}
         return kind(
             patch=int(video["patch_size"]),
             temporal_patch=int(video["temporal_patch_size"]),
             merge=int(video["merge_size"]),
-            mean=_rgb(video["image_mean"]),
-            std=_rgb(video["image_std"]),
+            mean=mean,
+            std=std,
             shortest_edge=int(size["shortest_edge"]),
             longest_edge=int(size["longest_edge"]),
             cap_pixels_per_frame=bool(video.get("cap_pixels_per_frame")),
@@ -218,14 +223,15 @@ def _edges(content: Mapping[str, Any], size: Mapping[str, Any] | None = None) ->
     return {edge: found[edge] for edge in old if edge in found}
 
 
-def _rgb(values: Any) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
+def _alike(image: Mapping[str, Any], video: Mapping[str, Any]) -> None:
+    """Pictures go through the same patches as films. Raises ValueError."""
+    if colours(image) != colours(video):
+        raise ValueError("image_mean or image_std are others for pictures than for films")
+    for name in ("patch_size", "temporal_patch_size", "merge_size"):
+        if image.get(name) not in (None, video[name]):
+            raise ValueError(f"{name} is {image[name]} for pictures, {video[name]} for films")
 
 
-def _first(folder: Path, kind: str) -> dict[str, Any] | None:
-    names = ("preprocessor_config.json", "video_preprocessor_config.json")
-    for name in names if kind == "image" else names[::-1]:
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    return None
+def first_of(folder: Path, *names: str) -> dict[str, Any] | None:
+    """The first of these files that there is."""
+    return next((read_json(folder / name) for name in names if (folder / name).is_file()), None)

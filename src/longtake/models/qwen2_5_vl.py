@@ -49,7 +49,7 @@ class Qwen25VL(QwenVL):
     def seconds(self, receipt: Receipt) -> float:
         """From one temporal patch to the next, as the processor's second_per_grid_ts; 0 of a picture."""
         shown = receipt.seconds
-        return self.temporal_patch * (shown[-1] - shown[0]) / (len(shown) - 1) if not receipt.image else 0.0
+        return self.temporal_patch * (shown[-1] - shown[0]) / max(1, len(shown) - 1) if not receipt.image else 0.0
 
     def timed(self, sent: Sent, receipt: Receipt) -> Sent:
         """With seconds between temporal patches whose multiples in float64, as vLLM takes them, fall on the whole
