@@ -63,6 +63,6 @@ MUTANTS = (
         ("_told(state) > LONGEST_TOLD", "False", "waits for a day"),
         ('"later" if status in AGAIN or status >= 500 else "never"', '"later"', "what is wrong in itself again"),
         ("            self._takes_schema = False\n", "", "a schema that is refused again"),
-        ("not text.strip()", "False", "an empty answer is one"),
+        ("not (empty or text.strip())", "False", "an empty answer is one"),
     ),
 )

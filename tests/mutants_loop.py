@@ -26,6 +26,7 @@ TESTS = {  # which tests must notice a break in which file
         f"{CHECK}::test_a_wrong_value_alone_is_found[full]",
         f"{CHECK}::test_a_wrong_gradient_is_found[full]",
     ),
+    "train/passes.py": (PREFIXES,),
     "train/session.py": (TAUGHT, PREFIXES, BAD),
     "train/step.py": (  # its breaks are here and in mutants_feedback
         "train/test_pairs.py::test_a_pair_on_one_prefix_is_two_rows[lora-dpo]",
@@ -146,8 +147,8 @@ POLICY = breaks(
     ("advantage_NG[start : start + size]", "algorithm.advantage(part.reward_NG)", "advantages of a mini-batch"),
     ("answered.reward_NG + overlong_penalty", "answered.reward_NG - overlong_penalty", "length rewarded"),
     (
-        "zip(weight_G, group.answers, strict=True)),",
-        "zip(weight_G[::-1], group.answers, strict=True)),",
+        "zip(weight_G, group.answers, strict=True)\n        ),",
+        "zip(weight_G[::-1], group.answers, strict=True)\n        ),",
         "weights of other answers",
     ),
     ("taken=taken + self.count", "taken=taken", "the same questions again"),
@@ -211,8 +212,11 @@ SESSION = breaks(
     ("max_norm=optim.max_grad_norm", "max_norm=1e9", "no clip of the gradient's norm"),
     ("self.bad = count_bad(norm, self.bad)", "self.bad = 0", "bad steps for ever"),
     ("part.requires_grad_(train_vision)", "part.requires_grad_(True)", "the tower is always trained"),
-    ("through, config.seed)", "through, 0)", "the seed forgotten for prefixes"),
-    ("through, config.seed)", "1.0, config.seed)", "every prefix has its gradient"),
+)
+PASSES = breaks(
+    "train/passes.py",
+    ("probability(prefix_gradient), seed)", "probability(prefix_gradient), 0)", "the seed forgotten for prefixes"),
+    ("probability(prefix_gradient), seed)", "1.0, seed)", "every prefix has its gradient"),
 )
 
 SUPERVISED = breaks(
@@ -221,4 +225,4 @@ SUPERVISED = breaks(
     ("for item in items for own", "for item in items[-1:] for own", "the last row's weights counted"),
 )
 
-MUTANTS = GRPO + SFT + DIFFICULTY + EVAL + STEP + POLICY + KEYS + SELFCHECK + SESSION + SUPERVISED
+MUTANTS = GRPO + SFT + DIFFICULTY + EVAL + STEP + POLICY + KEYS + SELFCHECK + SESSION + PASSES + SUPERVISED

@@ -103,7 +103,7 @@ CHECKPOINT = breaks(
 
 QWEN = breaks(
     "models/qwen_vl.py",
-    ("if receipt.image:\n            return", "if False:\n            return", "a picture with a time"),
+    ("if receipt.image:\n            return text", "if False:\n            return text", "a picture with a time"),
     ("replace(receipt, tokens=sum(expected))", "receipt", "visual tokens uncounted"),
 )  # fmt: skip
 QWEN += breaks("models/qwen3_vl.py", ("= max(grid[1:])", "= grid[1]", "positions behind a picture"))

@@ -27,6 +27,7 @@ def expanded(model, sent):
     if sent.timestamps:
         times = [model.tokenizer.encode(f"<{t:.1f} seconds>", add_special_tokens=False) for t in sent.timestamps]
         whole = [one for time in times for one in (*time, start, *tokens, stop)]
+    assert sent.ids.count(pad) == 1
     place = sent.ids.index(pad)
     assert sent.ids.count(pad) == 1
     return (*sent.ids[:place], *whole, *sent.ids[place + 1 :])
