@@ -29,7 +29,6 @@ def expanded(model, sent):
         whole = [one for time in times for one in (*time, start, *tokens, stop)]
     assert sent.ids.count(pad) == 1
     place = sent.ids.index(pad)
-    assert sent.ids.count(pad) == 1
     return (*sent.ids[:place], *whole, *sent.ids[place + 1 :])
 
 
