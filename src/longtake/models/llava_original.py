@@ -122,6 +122,14 @@ def refuse(root: Mapping[str, Any]) -> None:
         raise UserError("unsupported LLaVA checkpoint", why=why, fix="use its conversion to transformers, if any")
 
 
+def whole_number(root: Mapping[str, Any], name: str, default: int) -> int:
+    """A number of config.json. Raises UserError for what is none."""
+    said = root.get(name)
+    if said is not None and type(said) is not int:
+        raise UserError("config.json is wrong", why=f"{name} is {said!r}, no whole number", fix=AGAIN)
+    return default if said is None else said
+
+
 def trained_with(root: Mapping[str, Any]) -> Reduction:
     """What the original code makes of a film's frames: pooled behind the projector; newlines if they are spatial."""
     merge = str(root.get("mm_patch_merge_type", "flat"))
@@ -130,7 +138,7 @@ def trained_with(root: Mapping[str, Any]) -> Reduction:
         newline = root.get("mm_newline_position", "one_token")
     if newline == "one_token" and "unpad" not in merge:
         newline = "no_token"
-    stride = int(root.get("mm_spatial_pool_stride") or 1)
+    stride = whole_number(root, "mm_spatial_pool_stride", 1)
     return Reduction(stride=stride, mode=root.get("mm_spatial_pool_mode") or "average", newline=newline)
 
 
@@ -201,7 +209,7 @@ def transformers_config(root: Mapping[str, Any], vision: Mapping[str, Any], weig
         raise UserError("unsupported LLaVA checkpoint", why=f"its decoder is none of {', '.join(DECODERS)}: {named}")
     known = {*CONFIG_MAPPING[kind]().to_dict(), "rope_theta", "rope_scaling"} - {"model_type", "architectures"}
     text = {key: value for key, value in root.items() if key in known} | {"vocab_size": len(weights[EMBED])}
-    layer = int(root.get("mm_vision_select_layer", -2))
+    layer = whole_number(root, "mm_vision_select_layer", -2)
     gone = int(vision["whole"]) - int(vision["num_hidden_layers"])  # some checkpoints leave out layers behind it
     if (gone and layer + gone >= 0) or not -vision["whole"] - 1 <= layer <= vision["whole"]:
         why = f"its vision tower has {vision['num_hidden_layers']} layers, mm_vision_select_layer is {layer}"

@@ -82,6 +82,8 @@ def read_llm(base: Path, root: Mapping[str, Any], dtype: torch.dtype | str) -> A
     said = part_config(base, root, LLM)
     if said.get("model_type") != "qwen2":
         raise UserError("unsupported language model", where=str(base / LLM), why=_kind(said, "qwen2"))
+    if not isinstance(said.get("hidden_size"), int):
+        raise UserError("config.json is incomplete", where=str(base / LLM), why="no hidden_size", fix=AGAIN)
     return network(Qwen2ForCausalLM, base / LLM, dtype, Qwen2Config.from_dict(said))
 
 
