@@ -2,7 +2,8 @@
 
 `python -m tests.mutants` (two forked workers) prints what survived and exits non-zero if anything did. Every mutant
 is one file with one text replaced that lies before the real one on its package's path, and a forked process that runs
-the tests of that file on it. `python -m tests.mutants train/step.py` tries the breaks of one file or folder alone.
+the tests of that file on it. `python -m tests.mutants train/step.py` tries the breaks of one file or folder alone,
+`core` those of the machinery, `families` those of single families, of context and of vLLM's client.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ TABLES = (  # the slowest first
     mutants_table,
     mutants_losses,
 )
+FAMILIES = (mutants_context, mutants_llava, mutants_nvila, mutants_vllm)  # a third of all, and the slowest
 MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
 TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
 QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]
@@ -87,10 +89,18 @@ class Watch:
             self.test, self.reason = node.name, "" if asserted else call.excinfo.exconly().splitlines()[0]
 
 
-def run(mutant: Mutant | None) -> Outcome:
-    """In a process of its own: the tests of a file, with one break in it."""
+def group(name: str) -> tuple[Mutant, ...]:
+    """Those of "core" or "families", else those of files whose path begins so."""
+    tables = {"core": [table for table in TABLES if table not in FAMILIES], "families": FAMILIES}.get(name)
+    if tables is not None:
+        return tuple(mutant for table in tables for mutant in table.MUTANTS)
+    return tuple(mutant for mutant in MUTANTS if mutant.file.startswith(name))
+
+
+def run(mutant: Mutant | frozenset[str]) -> Outcome:
+    """In a process of its own: the tests of a file, with one break in it; of several files without any, as control."""
     with tempfile.TemporaryDirectory() as folder:
-        if mutant is not None:
+        if isinstance(mutant, Mutant):
             text = (ROOT / "src/longtake" / mutant.file).read_text()
             if text.count(mutant.old) != 1:
                 return Outcome(mutant, "", f"{mutant.file} holds the text to break {text.count(mutant.old)} times")
@@ -98,14 +108,15 @@ def run(mutant: Mutant | None) -> Outcome:
             (Path(folder) / name).write_text(text.replace(mutant.old, mutant.new))
             importlib.import_module(f"longtake.{package}").__path__.insert(0, folder)
         sys.dont_write_bytecode = True
-        files = sorted({name for names in TESTS.values() for name in names}) if mutant is None else TESTS[mutant.file]
+        control = mutant if isinstance(mutant, frozenset) else frozenset[str]()
+        files = sorted({name for file in control for name in TESTS[file]}) if control else TESTS[mutant.file]
         watch = Watch()
         options = [*QUICK, "--rootdir", str(ROOT)]
         if any(name.startswith(("models/", "runtime/")) for name in files):
             options.append("-ptests.models.conftest")  # its fixtures
         with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
             code = pytest.main([*options, *(str(ROOT / "tests" / name) for name in files)], plugins=[watch])
-    if mutant is None:
+    if control:
         return Outcome(None, "", "" if code == 0 else f"the control run is red: {watch.test} {said.getvalue()[-2000:]}")
     if code == pytest.ExitCode.OK:
         return Outcome(mutant, "", "survived")
@@ -152,12 +163,12 @@ def network() -> None:
 
 
 def main(wanted: str = "") -> int:
-    """Breaks of files whose path begins with `wanted`."""
-    mutants = [mutant for mutant in MUTANTS if mutant.file.startswith(wanted)]
+    """Breaks of a group."""
+    mutants = group(wanted)
     warm_up()
     fork = multiprocessing.get_context("fork")
     with fork.Pool(2, maxtasksperchild=1) as pool:
-        control, *outcomes = pool.imap(run, [None, *mutants], chunksize=1)
+        control, *outcomes = pool.imap(run, [frozenset(m.file for m in mutants), *mutants], chunksize=1)
     if control.problem:
         print(control.problem)
         return 1

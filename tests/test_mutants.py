@@ -4,15 +4,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.mutants import MUTANTS, TESTS
+import pytest
+from tests.mutants import MUTANTS, TESTS, group
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_mutant_is_caught():
-    ran = subprocess.run([sys.executable, "-m", "tests.mutants"], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("name", ["core", pytest.param("families", marks=pytest.mark.slow)])
+def test_every_mutant_is_caught(name):
+    command = [sys.executable, "-m", "tests.mutants", name]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr[-2000:]
-    assert f"{len(MUTANTS)} of {len(MUTANTS)} mutants caught" in ran.stdout
+    assert f"{len(group(name))} of {len(group(name))} mutants caught" in ran.stdout
+
+
+def test_the_groups_are_all():
+    assert sorted(map(repr, (*group("core"), *group("families")))) == sorted(map(repr, MUTANTS))
 
 
 def test_every_maths_file_has_its_mutants():
