@@ -64,6 +64,7 @@ TABLES = (  # the slowest first
 FAMILIES = (mutants_context, mutants_llava, mutants_nvila, mutants_vllm)  # a third of all, and the slowest
 MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
 TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
+PATIENCE = 600  # seconds in which the next one must be through
 QUICK = ["-x", "-q", "--noconftest", "--assert=plain", "--tb=no", "--disable-plugin-autoload"]
 QUICK += [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
 
@@ -162,13 +163,23 @@ def network() -> None:
     add_adapter(model, "lora", 4, 8.0)
 
 
+def _heard(tried, waiting) -> Outcome:
+    """What came of it; a break that kills or stops its own process is heard of no more."""
+    try:
+        return waiting.get(PATIENCE)
+    except multiprocessing.TimeoutError:
+        return Outcome(tried if isinstance(tried, Mutant) else None, "", f"nothing was heard for {PATIENCE} s")
+
+
 def main(wanted: str = "") -> int:
     """Breaks of a group."""
     mutants = group(wanted)
     warm_up()
     fork = multiprocessing.get_context("fork")
     with fork.Pool(2, maxtasksperchild=1) as pool:
-        control, *outcomes = pool.imap(run, [frozenset(m.file for m in mutants), *mutants], chunksize=1)
+        tried = [frozenset(m.file for m in mutants), *mutants]
+        waiting = [pool.apply_async(run, (one,)) for one in tried]
+        control, *outcomes = [_heard(one, own) for one, own in zip(tried, waiting, strict=True)]
     if control.problem:
         print(control.problem)
         return 1
