@@ -166,7 +166,6 @@ def test_a_damaged_generation_config_is_named(copy, family) -> None:
         ("llava", "config.json", {"vision_feature_layer": -5}, "vision_feature_layer is -5, the tower has 3 layers"),
         ("llava", "config.json", {"vision_feature_layer": 4}, "vision_feature_layer is 4"),
         ("nvila", "config.json", {"video_encoder": {"_target_": "x.BasicVideoEncoder", "end_tokens": 5}}, "are text"),
-        ("qwen3_vl", "config.json", {"text_config": ...}, "no text_config"),
     ],
 )
 def test_what_would_end_in_somebody_elses_error_is_said(copy, family, file, changes, said) -> None:
