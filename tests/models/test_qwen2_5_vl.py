@@ -139,6 +139,11 @@ def test_a_film_of_one_frame_takes_no_time(exact) -> None:
     assert exact.seconds(tiny.receipt(tiny.film(0, 1))) == 0.0
 
 
+def test_a_film_of_two_frames_lasts_from_one_to_the_other(exact) -> None:
+    film = replace(tiny.receipt(tiny.film(0, 2)), indices=(0, 72), seconds=(0.0, 3.0))
+    assert exact.seconds(film) == 3.0 * exact.temporal_patch
+
+
 def test_a_film_is_one_block(exact) -> None:
     prompt = exact.prompt(tiny.ask(), tiny.receipt(FILMS[1]), "f")
     assert exact.tokenizer.decode(prompt.ids).count("<|vision_start|>") == 1
