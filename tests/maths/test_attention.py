@@ -7,7 +7,7 @@ from tests.maths.ragged import layouts, normal, quick, trees
 from tests.plain import attention as plain
 from torch.testing import assert_close
 
-from longtake.maths import attention, kernels, varlen
+from longtake.maths import attention, kernels, spans, varlen
 from longtake.records import Layout
 
 EXACT = 1e-12
@@ -81,7 +81,7 @@ DEEP = Layout(  # films of one and two questions (one of no tokens, one without 
 def test_a_deep_tree(monkeypatch, long):
     """Spans of `long` tokens and more go alone."""
     monkeypatch.setattr(varlen, "LONG", long)
-    attention._plan.cache_clear()
+    spans.plan_row.cache_clear()
     q, k, v, grad = row(DEEP)
     want = plain.shared_prefix(q, k, v, DEEP, SCALE)
     compare(attention.shared_prefix_attention(q, k, v, DEEP, scale=SCALE), want, (q, k, v), grad)
@@ -89,7 +89,7 @@ def test_a_deep_tree(monkeypatch, long):
     own, kept = [x[:, :, answers] for x in (q, k, v)], [x[:, :, prefix] for x in (k, v)]
     got = attention.extend_attention(*own, *kept, DEEP, scale=SCALE)
     compare(got, want[:, :, answers], (q, k, v), grad[:, :, answers])
-    attention._plan.cache_clear()
+    spans.plan_row.cache_clear()
 
 
 @quick

@@ -11,22 +11,22 @@ T tokens of a row, C of them asking, A of answers, U of inner segments; H heads,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from longtake.maths import varlen
+from longtake.maths.spans import Plan, plan_ends, plan_row, plan_share
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from longtake.maths.share import Run
     from longtake.records import Layout
 
 Known = tuple["Tensor", "Tensor"]  # output [T, H, D] and log-sum-exp [T, H]
-Asked = Literal["all", "ends", "answers"]
 
 
 class Context(Protocol):
@@ -77,7 +77,7 @@ def shared_prefix_attention(
 
     `known`: what `shared_prefix_forward` gave for the same arguments; then only the backward is computed.
     """
-    plan = _plan(layout, "all", _ragged(q), q.device)
+    plan = plan_row(layout, "all", _ragged(q), q.device)
     _check(q, plan)
     return _headed(_Joined.apply(*map(_tokens, (q, k, v)), None, None, _Given(plan, scale, known=known)))
 
@@ -91,7 +91,7 @@ def shared_prefix_forward(
     scale: float,
 ) -> tuple[Float[Tensor, "1 H T D"], Known]:
     """`shared_prefix_attention` without a gradient, and what a later call needs to have one (it shares the output)."""
-    plan = _plan(layout, "all", _ragged(q), q.device)
+    plan = plan_row(layout, "all", _ragged(q), q.device)
     _check(q, plan)
     with torch.no_grad():
         keys, values = _tokens(k), _tokens(v)
@@ -106,11 +106,17 @@ def ends_attention(
     layout: Layout,
     *,
     scale: float,
+    mine: tuple[int, ...] | None = None,
 ) -> Float[Tensor, "1 H C D"]:
     """`shared_prefix_attention` for the answers and the last token of every inner segment alone: of a last layer nobody
     reads more. q holds these in row order (segments of no tokens have none), k and v the whole row.
+
+    `mine`: of a row of inner segments, only those of these numbers ask.
     """
-    plan = _plan(layout, "ends", _ragged(q), q.device)
+    if mine is None:
+        plan = plan_row(layout, "ends", _ragged(q), q.device)
+    else:
+        plan = plan_ends(layout, mine, _ragged(q), q.device)
     _check(q, plan)
     return _headed(_Joined.apply(*map(_tokens, (q, k, v)), None, None, _Given(plan, scale)))
 
@@ -136,67 +142,53 @@ def extend_attention(
     prefix = layout.stem.total
     if lengths != (layout.total - prefix, prefix):
         raise ValueError(f"(answer, prefix) tokens are {lengths}, the layout has {(layout.total - prefix, prefix)}")
-    plan = _plan(layout, "answers", _ragged(q), q.device)
+    plan = plan_row(layout, "answers", _ragged(q), q.device)
     if into is not None and not q.requires_grad and torch.is_grad_enabled():
         q = q.detach().requires_grad_()
     return _headed(_Joined.apply(*map(_tokens, (q, k, v, prefix_k, prefix_v)), _Given(plan, scale, into=into)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    queries: int
-    own: tuple[varlen.Call, ...]  # segments on themselves: every query is in one call, and every key of the row
-    cross: tuple[varlen.Call, ...]  # what continues a segment on its keys
+def share_attention(
+    q: Float[Tensor, "1 H S D"],
+    k: Float[Tensor, "1 K S D"],
+    v: Float[Tensor, "1 K S D"],
+    whole: tuple[Float[Tensor, "1 K U D"], Float[Tensor, "1 K U D"]],
+    layout: Layout,
+    runs: tuple[Run, ...],
+    *,
+    scale: float,
+    known: Known | None = None,
+) -> tuple[Float[Tensor, "1 H S D"], Known]:
+    """`shared_prefix_attention` of a row of inner segments for the tokens of `runs` alone, which q, k and v hold.
+
+    whole: keys and values of the row. Gradients go to all five, each key's share once: to k and v what a run reads of
+    itself, to `whole` the rest. `known`: as there; it is returned as well.
+    """
+    plan = plan_share(layout, runs, _ragged(q), q.device)
+    _check(q, plan)
+    own_q, own_k, own_v, whole_k, whole_v = (_tokens(x) for x in (q, k, v, *whole))
+    if known is None:
+        with torch.no_grad():
+            known = _forward(own_q, own_k, own_v, whole_k, whole_v, plan, scale)
+    return _headed(_Joined.apply(own_q, own_k, own_v, whole_k, whole_v, _Given(plan, scale, known=known))), known
 
 
 @dataclass(frozen=True, slots=True)
 class _Given:
     """What _Joined takes beside tensors to differentiate."""
 
-    plan: _Plan
+    plan: Plan
     scale: float
     known: Known | None = None
     into: tuple[Tensor, Tensor] | None = None
 
 
-def _check(q: Tensor, plan: _Plan) -> None:
+def _check(q: Tensor, plan: Plan) -> None:
     if q.shape[2] != plan.queries:
         raise ValueError(f"the row holds {q.shape[2]} tokens, its layout {plan.queries}")
 
 
-@lru_cache(maxsize=8)  # layers ask for the same one in turn; a long row has megabytes of places
-def _plan(layout: Layout, asked: Asked, ragged: bool, device: torch.device) -> _Plan:
-    """`asked`: whose outputs are computed. For "answers" inner segments have keys in a row of their own."""
-    segments, total, apart = layout.segments, layout.total, asked == "answers"
-    of_inner = {"all": total, "ends": 1, "answers": 0}[asked]
-    asking = [min(segment.length, of_inner) if segment.inner else segment.length for segment in segments]
-    before, count = {}, 0  # queries before each place where a segment begins, or the last one ends
-    for segment, queries in zip(segments, asking, strict=True):
-        before[segment.start] = count
-        count += queries
-    before[total] = count
-    own: list[varlen.Span] = []
-    last: list[varlen.Span] = []
-    cross: list[list[varlen.Span]] = []  # one per depth: within one, none overlap
-    open_until: list[int] = []  # where the segments that this one continues stop
-    for segment, queries in zip(segments, asking, strict=True):
-        start, length = segment.start, segment.length
-        while open_until and open_until[-1] <= start:
-            open_until.pop()
-        key = (start - before[start] if segment.inner else before[start]) if apart else start
-        (own if queries == length else last).append((before[start], queries, key, length))
-        if segment.inner and length:
-            first = before[start + length]
-            if len(open_until) == len(cross):
-                cross.append([])
-            cross[len(open_until)].append((first, before[segment.stop] - first, key, length))
-            open_until.append(segment.stop)
-    calls = partial(varlen.plan, ragged=ragged, device=device)
-    crossing = [call for spans in cross for call in calls(spans, causal=False)]
-    return _Plan(count, (*calls(own, causal=True), *calls(last, causal=False)), tuple(crossing))
-
-
-def _forward(q_CHD: Tensor, k: Tensor, v: Tensor, inner_k: Tensor, inner_v: Tensor, plan: _Plan, scale: float) -> Known:
+def _forward(q_CHD: Tensor, k: Tensor, v: Tensor, inner_k: Tensor, inner_v: Tensor, plan: Plan, scale: float) -> Known:
     out, lse = q_CHD.new_empty(q_CHD.shape), q_CHD.new_empty(q_CHD.shape[:2], dtype=_wide(q_CHD))
     for call in plan.own:
         seen, seen_lse = varlen.forward(q_CHD, k, v, call, scale)
@@ -237,7 +229,10 @@ class _Joined(torch.autograd.Function):
         q, k, v, prefix_k, prefix_v, out, lse = ctx.saved_tensors
         given, grad = ctx.given, _dense(grads[0])
         # sums of many answers' shares: in the width of the log-sum-exp (float32 for bfloat16)
-        dq, dk, dv = (x.new_empty(x.shape, dtype=lse.dtype) for x in (q, k, v))
+        dq = q.new_empty(q.shape, dtype=lse.dtype)
+        dk, dv = (x.new_empty(x.shape, dtype=lse.dtype) for x in (k, v))
+        if not given.plan.covers:
+            dk, dv = dk.zero_(), dv.zero_()
         for call in given.plan.own:
             shares = varlen.backward(grad, q, k, v, out, lse, call, given.scale)
             for at, total, share in zip((call.query, call.key, call.key), (dq, dk, dv), shares, strict=True):

@@ -8,7 +8,8 @@ Exact: the sum of the answers' losses is a function of the prefix's keys, values
 gradients, added over answers, are all that the prefix's own backward needs (performance.md; 2606.01143 for text).
 Of the last layer only keys, values and the ends of segments are alive: nobody reads its other outputs, none is made.
 
-U prefix tokens, A answer tokens, S inner segments, R scored tokens, H heads, K key/value heads, D head width, E width.
+U prefix tokens (of this rank, where several share them), A answer tokens, S inner segments, R scored tokens, H heads, K
+key/value heads, D head width, E width.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.nn.functional import embedding
 from longtake.maths.attention import extend_attention
 from longtake.records import AnswerRow, Layout, PrefixRow
 from longtake.runtime import tiles
+from longtake.runtime.shared import Whole
 from longtake.runtime.top import Call, Kept, Pass, at_ends, first, keys
 
 Keep = Literal["nothing", "graph", "attention", "layers", "host"]
@@ -48,7 +50,7 @@ class Net(Protocol):
 class Prefill:
     """Prefixes that were computed once. Example: prefill(model, stem(row), inputs, "layers").kv[0][0].shape."""
 
-    layout: Layout  # inner segments alone
+    over: Whole  # inner segments alone, and who has them
     kv: list[tuple[Tensor, Tensor]]  # a layer: keys and values [1, K, U, D], without a graph
     ends_SE: Tensor  # hidden states after the final norm at every segment's end; a leaf where a backward follows
     keep: Keep
@@ -57,6 +59,10 @@ class Prefill:
     calls: list[Call] = field(default_factory=list)  # "attention", "layers", "host"
     visual_U: Tensor | None = None
     added: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # gradients of kv [U, K, D]
+
+    @property
+    def layout(self) -> Layout:
+        return self.over.layout
 
     @property
     def tips_NE(self) -> Tensor:
@@ -79,21 +85,24 @@ class Prefill:
         return found
 
 
-def prefill(model: Net, row: PrefixRow, inputs: Inputs, keep: Keep) -> Prefill:
+def prefill(model: Net, row: PrefixRow, inputs: Inputs, keep: Keep, over: Whole | None = None) -> Prefill:
     """Computes the prefixes of a row without answers (`pack` without any, or `stem`).
 
+    over: the ranks that share it (all of them call); `inputs` are then those of this rank's tokens.
     keep: "nothing" for answers alone; for a backward "graph" (fastest, most memory), "layers" (only layers' inputs;
     each layer is computed again in its backward), "attention" (these and what attention gave, which is not computed
     again) or "host" (layers' inputs in the host's memory).
     """
     again = keep in ("attention", "layers", "host")
-    top = Pass(model.layers, row.layout, note=again, outputs=keep == "attention", away=keep == "host")
+    over = over or Whole(row.layout)
+    top = Pass(model.layers, over, note=again, outputs=keep == "attention", away=keep == "host")
     with torch.set_grad_enabled(keep == "graph"), top.hooked():
         embed_UE, deepstack = inputs()
         if deepstack is not None:  # the last layer's visual places are dead
             deepstack = deepstack[: len(model.layers) - 1]
-        ends_SE = model.hidden(embed_UE, row.position_3T, row.visual_T, deepstack, top)
-    made = Prefill(row.layout, [(k.detach(), v.detach()) for k, v in top.kv], ends_SE.detach(), keep)
+        position_3U, visual_U = over.cut(row.position_3T, 1), over.cut(row.visual_T)
+        ends_SE = over.gathered(model.hidden(embed_UE, position_3U, visual_U, deepstack, top))
+    made = Prefill(over, [(k.detach(), v.detach()) for k, v in top.kv], ends_SE.detach(), keep)
     if keep == "nothing":
         return made
     made.added = [None] * len(top.kv)
@@ -102,7 +111,7 @@ def prefill(model: Net, row: PrefixRow, inputs: Inputs, keep: Keep) -> Prefill:
     if keep == "graph":
         made.graph = [x for pair in top.kv for x in pair] + [ends_SE]
         return made
-    made.visual_U = row.visual_T
+    made.visual_U = visual_U
     made.calls = top.calls
     return made
 
@@ -141,7 +150,7 @@ def finish(model: Net, made: Prefill, scale: float = 1.0, tile: int = TILE) -> N
     """
     if made.inputs is None:
         raise ValueError("this prefill has no backward: it kept nothing, or was finished before")
-    if made.ends_SE.grad is not None or any(made.added):
+    if made.over.any(made.ends_SE.grad is not None or any(made.added)):
         if made.keep == "graph":
             _through_graph(made, scale)
         else:
@@ -172,21 +181,21 @@ def _through_layers(model: Net, made: Prefill, scale: float, tile: int) -> None:
         layer, own = model.layers[number], _gradients(made, number, scale)
         made.added[number] = None
         if gradient is not None and hidden.shape[1] > tile and learns[number]:
-            gradient = tiles.backward(layer, call, made.layout, gradient, own, tile)
+            gradient = tiles.backward(layer, call, made.over, made.kv[number], gradient, own, tile)
             _deepen(deep, gradient, made.visual_U, 0 < number <= levels)
             continue
         hidden.requires_grad_(learns[number])
         with torch.enable_grad():
             if gradient is None:  # the last
-                k, v = keys(layer, hidden, call.other)
-                args, other = at_ends(hidden, call.other, k, v, made.layout)
-                outputs = [model.norm(first(layer(*args, **other)))[0]]
+                whole = made.over.keys(*keys(layer, hidden, call.other), made.kv[number])
+                args, other = at_ends(hidden, call.other, whole, made.over)
+                outputs = [made.over.gathered(model.norm(first(layer(*args, **other)))[0])]
                 given = [_end_gradient(made, scale)]
             else:
-                seen = Kept(made.layout, call.known)
+                seen = Kept(made.over, call.known, made.kv[number])
                 outputs = [first(layer(hidden, **call.other | {"attention": seen}))]
-                (k, v), given = seen.kv[0], [gradient]
-        outputs += [k, v]
+                whole, given = seen.kv[0], [gradient]
+        outputs += whole
         given += own
         live = [(x, g) for x, g in zip(outputs, given, strict=True) if x.requires_grad]
         if live:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from longtake.maths.pack import pack
+from longtake.parallel.axis import ALONE, Axis
 from longtake.protocols import Model
 from longtake.records import Features, PrefixRow, Prompt
 from longtake.runtime.inputs import fill
 from longtake.runtime.load import base_version
 from longtake.runtime.prefix import Keep, Prefill, prefill
 from longtake.runtime.prefixcache import PrefixCache
+from longtake.runtime.shared import How, Whole, over
 
 FeaturesOf = Callable[[Sequence[str]], list[Features]]  # handles in row order → features
 
@@ -33,22 +35,34 @@ def bare(model: Model, prompts: Sequence[Prompt]) -> PrefixRow:
     return pack(prompts, none, none, lead=lead(model))
 
 
-def compute(model: Model, row: PrefixRow, features: FeaturesOf, keep: Keep) -> Prefill:
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Ranks that compute a row of prefixes together. Example: Together(ranks.sequence, "ulysses")."""
+
+    axis: Axis = ALONE
+    how: How = "gather"
+
+
+HERE = Together()
+
+
+def compute(model: Model, row: PrefixRow, features: FeaturesOf, keep: Keep, together: Together = HERE) -> Prefill:
     """The prefixes of a row without answers; by the base model alone under an activated LoRA."""
-    device = model.net.device
+    device, shared = model.net.device, over(row.layout, together.axis, together.how)
     row = replace(row, position_3T=row.position_3T.to(device), visual_T=row.visual_T.to(device))
     handles = [handle for handle in row.features if handle is not None]
-    inputs = partial(_filled, model, row.ids_T, row.visual_T, features, handles)
+    inputs = partial(_filled, model, row, shared, features, handles)
     with model.adapter.off() if model.adapter is not None and lead(model) else nullcontext():
-        return prefill(model, row, inputs, keep)
+        return prefill(model, row, inputs, keep, shared)
 
 
-def cached(model: Model, row: PrefixRow, features: FeaturesOf, kept: PrefixCache) -> Prefill:
+def cached(model: Model, row: PrefixRow, features: FeaturesOf, kept: PrefixCache, together: Together = HERE) -> Prefill:
     """`compute` for answers under an activated LoRA: each prefix once in a run, whichever adapter acts on answers."""
     key = prefix_key(model, row)
-    if (kv := kept.get(key)) is not None:
+    kv = kept.get(key)
+    if kv is not None and not together.axis.any(kv is None):
         return given(model, row, kv)
-    made = compute(model, row, features, "nothing")
+    made = compute(model, row, features, "nothing", together)
     kept.put(key, made.kv)
     return made
 
@@ -63,10 +77,14 @@ def given(model: Model, row: PrefixRow, kv: Sequence[tuple[Tensor, Tensor]]) -> 
     """A prefill of keys and values that were computed before; nothing is predicted at its ends."""
     device = model.net.device
     ends_SE = model.embed(torch.zeros(len(row.layout.segments), dtype=torch.int64)).detach()
-    return Prefill(row.layout, [(k.to(device), v.to(device)) for k, v in kv], ends_SE, "nothing")
+    return Prefill(Whole(row.layout), [(k.to(device), v.to(device)) for k, v in kv], ends_SE, "nothing")
 
 
 def _filled(
-    model: Model, ids_U: Tensor, visual_U: Tensor, features: FeaturesOf, handles: Sequence[str]
+    model: Model, row: PrefixRow, shared: Whole, features: FeaturesOf, handles: Sequence[str]
 ) -> tuple[Tensor, Tensor | None]:
-    return fill(model, ids_U, visual_U, features(handles))
+    """This rank's tokens of the row, with their part of the features."""
+    visual_U = shared.cut(row.visual_T)
+    some = len(visual_U) < len(row.visual_T)
+    mine_N = shared.cut(row.visual_T.cumsum(0) - 1)[visual_U] if some else None
+    return fill(model, shared.cut(row.ids_T), visual_U, features(handles), mine_N)

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtake.maths.attention import shared_prefix_attention
-from longtake.records import Layout
+from longtake.runtime.shared import KV, Whole
 from longtake.runtime.top import Call, first, projections
 
 
@@ -31,11 +30,11 @@ class _Given:
 
 
 def backward(
-    layer: nn.Module, call: Call, layout: Layout, gradient: Tensor, gradient_kv: list[Tensor], tokens: int
+    layer: nn.Module, call: Call, over: Whole, kv: KV, gradient: Tensor, gradient_kv: list[Tensor], tokens: int
 ) -> Tensor:
     """The gradient of the layer's input [1, U, E]; those of parameters are added to theirs.
 
-    gradient: of its output [1, U, E]; gradient_kv: of its keys and values [1, K, U, D], from what continues the prefix.
+    gradient: of its output [1, U, E]; gradient_kv: of the row's keys and values `kv`, from what continues the prefix.
     """
     spans = [(start, min(start + tokens, call.hidden.shape[1])) for start in range(0, call.hidden.shape[1], tokens)]
     with torch.no_grad():
@@ -44,7 +43,8 @@ def backward(
     q, k, v = (torch.cat(each, 2).requires_grad_() for each in zip(*((p.q, p.k, p.v) for p in parts), strict=True))
     del parts
     with torch.enable_grad():
-        out = shared_prefix_attention(q, k, v, layout, scale=scale, known=call.known)
+        whole = over.keys(k, v, kv)
+        out, _ = over.attend(q, k, v, whole, scale, call.known)
     given, own = torch.empty_like(out), torch.empty_like(call.hidden)
     for a, b in spans:
         x, seen = _leaf(call.hidden[:, a:b]), _leaf(out[:, :, a:b])
@@ -54,11 +54,8 @@ def backward(
         assert x.grad is not None
         assert seen.grad is not None
         own[:, a:b], given[:, :, a:b] = x.grad, seen.grad
-    out.backward(given)
-    del out, given
-    for x, more in ((k, gradient_kv[0]), (v, gradient_kv[1])):
-        assert x.grad is not None
-        x.grad += more
+    torch.autograd.backward([out, *whole], [given, *(g.to(x.dtype) for g, x in zip(gradient_kv, whole, strict=True))])
+    del out, given, whole
     for a, b in spans:
         x = _leaf(call.hidden[:, a:b])
         with torch.enable_grad():

@@ -1,6 +1,6 @@
 """What a pass over prefixes keeps, and the last layer of it, of which only keys, values and segment ends are alive.
 
-U prefix tokens, S inner segments, H heads, K key/value heads, D head width, E model width.
+U prefix tokens (of this rank), S inner segments, H heads, K key/value heads, D head width, E model width.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtake.maths.attention import Known, ends_attention, shared_prefix_attention, shared_prefix_forward
-from longtake.records import Layout
+from longtake.maths.attention import Known
+from longtake.runtime.shared import KV, Whole
 
 
 @dataclass(slots=True)
@@ -29,22 +29,25 @@ class Call:
 class Kept:
     """Attention of a row of prefixes that keeps keys and values as the layers make them."""
 
-    def __init__(self, layout: Layout, known: Known | None = None) -> None:
-        """`known`: output and log-sum-exp of the one layer that will call, which are not computed again."""
-        self.layout, self.known = layout, known
-        self.kv: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, over: Whole, known: Known | None = None, kv: KV | None = None) -> None:
+        """`known`: output and log-sum-exp of the one layer that will call, which are not computed again; `kv`: its
+        keys and values, which are not gathered again.
+        """
+        self.over, self.known, self._kv = over, known, kv
+        self.kv: list[KV] = []  # of the whole row
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        self.kv.append((k, v))
-        return shared_prefix_attention(q, k, v, self.layout, scale=scale, known=self.known)
+        whole = self.over.keys(k, v, self._kv)
+        self.kv.append(whole)
+        return self.over.attend(q, k, v, whole, scale, self.known)[0]
 
 
 class Pass(Kept):
     """The same for a whole pass, in which the last layer is called for the ends of segments alone."""
 
-    def __init__(self, layers: nn.ModuleList, layout: Layout, *, note: bool, outputs: bool, away: bool) -> None:
+    def __init__(self, layers: nn.ModuleList, over: Whole, *, note: bool, outputs: bool, away: bool) -> None:
         """`note`: keep every layer's call in `calls`; `outputs`: and what its attention gave; `away`: on the host."""
-        super().__init__(layout)
+        super().__init__(over)
         self.layers, self.note, self.outputs, self.away = layers, note, outputs, away
         self.calls: list[Call] = []
         self._met = 0
@@ -62,8 +65,9 @@ class Pass(Kept):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if not self.outputs:
             return super().__call__(layer, q, k, v, scale)
-        self.kv.append((k, v))
-        out, self.calls[-1].known = shared_prefix_forward(q, k, v, self.layout, scale=scale)
+        whole = self.over.keys(k, v)
+        self.kv.append(whole)
+        out, self.calls[-1].known = self.over.attend(q, k, v, whole, scale, None, note=True)
         return out
 
     def _see(self, layer: nn.Module, args: tuple[Tensor, ...], other: dict[str, Any]) -> Any:
@@ -74,9 +78,9 @@ class Pass(Kept):
             self.calls.append(Call(kept, {name: x for name, x in other.items() if name != "attention"}))
         if self._met < len(self.layers):
             return None
-        k, v = keys(layer, hidden, other)
-        self.kv.append((k, v))
-        return at_ends(hidden, other, k, v, self.layout)
+        whole = self.over.keys(*keys(layer, hidden, other))
+        self.kv.append(whole)
+        return at_ends(hidden, other, whole, self.over)
 
 
 def _away(x: Tensor) -> Tensor:
@@ -122,28 +126,20 @@ def keys(layer: nn.Module, hidden: Tensor, other: dict[str, Any]) -> tuple[Tenso
 
 @dataclass(frozen=True, slots=True)
 class _AtEnds:
-    """Attention of every segment's last token, whose own key is among `k`."""
+    """Attention of every segment's last token, whose own key is among those of the row."""
 
-    k: Tensor  # [1, K, U, D]
-    v: Tensor
-    layout: Layout
+    whole: KV
+    over: Whole
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return ends_attention(q, self.k, self.v, self.layout, scale=scale)
+        return self.over.ends(q, self.whole, scale)
 
 
-def _end_places(layout: Layout) -> Tensor:
-    """[S] where every segment of a stem ends."""
-    return torch.tensor([segment.start + segment.length - 1 for segment in layout.segments])
-
-
-def at_ends(
-    hidden: Tensor, other: dict[str, Any], k: Tensor, v: Tensor, layout: Layout
-) -> tuple[tuple[Tensor], dict[str, Any]]:
+def at_ends(hidden: Tensor, other: dict[str, Any], whole: KV, over: Whole) -> tuple[tuple[Tensor], dict[str, Any]]:
     """The last layer's arguments for the ends of segments alone: position embeddings are cut along the tokens."""
-    place_S = _end_places(layout).to(hidden.device)
+    place_S = torch.tensor(over.places, device=hidden.device)
     cos, sin = other["position_embeddings"]
-    cut = {"position_embeddings": (cos[..., place_S, :], sin[..., place_S, :]), "attention": _AtEnds(k, v, layout)}
+    cut = {"position_embeddings": (cos[..., place_S, :], sin[..., place_S, :]), "attention": _AtEnds(whole, over)}
     return (hidden[:, place_S],), other | cut
 
 

@@ -1,0 +1,1 @@
+"""Ranks: the only folder that speaks torch.distributed."""

@@ -1,0 +1,73 @@
+"""The ranks of a run: all of them, in two directions. Data: who has which questions. Sequence: who has which tokens.
+
+Launched by torchrun, which says who is who in the environment; without it one rank is the whole world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from longtake.parallel.axis import ALONE, PATIENCE, Axis, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Every rank's place in the world. Neighbours in rank are neighbours in a sequence.
+
+    Example: Ranks() is one process; of four ranks in two sequences, rank 3 is data.index 1 and sequence.index 1.
+    """
+
+    world: Axis = ALONE
+    data: Axis = ALONE
+    sequence: Axis = ALONE
+
+
+def join() -> None:
+    """Meets the other ranks that torchrun started: NCCL between GPUs, gloo between processors.
+
+    Each rank of a machine takes a GPU of its own where there are any.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(dist.get_node_local_rank())
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def leave() -> None:
+    """The end of what `join` began; harmless without it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def here() -> Axis:
+    """All ranks there are."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return ALONE
+    return Axis(dist.get_rank(), dist.get_world_size(), None, Traffic())
+
+
+def mesh(world: Axis, degree: int) -> Ranks:
+    """The world as sequences of `degree` ranks each, to be called by all ranks with the same degree.
+
+    Raises ValueError unless the degree divides the number of ranks.
+    """
+    if world.size % degree:
+        raise ValueError(f"{world.size} ranks cannot be sequences of {degree} each")
+    sequences = [list(range(start, start + degree)) for start in range(0, world.size, degree)]
+    replicas = [list(range(place, world.size, degree)) for place in range(degree)]
+    return Ranks(world, _axis(world, replicas), _axis(world, sequences))
+
+
+def _axis(world: Axis, groups: list[list[int]]) -> Axis:
+    """The one of these groups that this rank is in."""
+    (own,) = [ranks for ranks in groups if world.index in ranks]
+    if len(own) == 1:
+        return ALONE
+    if len(own) == world.size:
+        return world
+    made = [dist.new_group(ranks, timeout=PATIENCE) for ranks in groups]  # every rank makes every group
+    return Axis(own.index(world.index), len(own), made[groups.index(own)], Traffic())
