@@ -9,7 +9,7 @@ the tests of that file on it. `python -m tests.mutants train/step.py` tries the 
 from __future__ import annotations
 
 import gc
-import importlib
+import importlib.util
 import io
 import multiprocessing
 import sys
@@ -107,7 +107,11 @@ def run(mutant: Mutant | frozenset[str]) -> Outcome:
                 return Outcome(mutant, "", f"{mutant.file} holds the text to break {text.count(mutant.old)} times")
             package, _, name = mutant.file.rpartition("/")
             (Path(folder) / name).write_text(text.replace(mutant.old, mutant.new))
-            importlib.import_module(f"longtake.{package}").__path__.insert(0, folder)
+            spec = importlib.util.find_spec(f"longtake.{package}")
+            spec.submodule_search_locations.insert(0, folder)  # before the package itself imports the file
+            sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[spec.name])
+            setattr(importlib.import_module("longtake"), package, sys.modules[spec.name])
         sys.dont_write_bytecode = True
         control = mutant if isinstance(mutant, frozenset) else frozenset[str]()
         files = sorted({name for file in control for name in TESTS[file]}) if control else TESTS[mutant.file]

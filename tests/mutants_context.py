@@ -9,12 +9,13 @@ PICK, BUDGET = "data/test_keyframes.py", "runtime/test_budget.py"
 TESTS = {
     "models/rope.py": (ROPE,),
     "models/context_file.py": (ROPE,),
+    "models/network.py": ("models/test_context_families.py",),
     "train/reach.py": (REACH,),
     "data/subtitles.py": ("data/test_subtitles.py",),
     "data/frames.py": (PICK, BUDGET),
     "data/cache.py": (PICK, BUDGET),
     "data/write.py": (PICK,),
-    "runtime/films.py": (BUDGET,),
+    "runtime/films.py": (BUDGET, "runtime/test_features_ranks.py", "runtime/test_films_ranks.py"),
     "train/settings.py": (BUDGET,),
 }
 
@@ -50,14 +51,26 @@ FOLDERS = breaks(
     ("model.context = Kept(asked, seen)", "model.context = Kept(rope, seen)", "what was read is not saved again"),
     ("        model.set_reduction(seen)", "        pass", "a reduction without effect"),
     ("    check(model.text.config)\n", "", "frequencies that follow the length"),
+) + breaks(
+    "models/network.py",
+    ('folder.glob(f"*/{adapter_files.CONFIG}")', 'folder.glob("*/*.json")', "beside every part of an NVILA"),
 )
 
 FITS = breaks(
     "train/reach.py",
-    ("+ answers(question) for question", "for question", "answers are not counted in the bound"),
-    ("len(question.text.encode())", "0", "the first text stands for all"),
-    ("key=lambda receipt: receipt.seconds[-1] - receipt", "key=lambda receipt: 0 * receipt", "any window"),
-    ("key=lambda receipt: receipt.seconds[-1])", "key=lambda receipt: 0)", "any end"),
+    ("(question.text) + most(question)", "(question.text)", "answers are not counted in the bound"),
+    ("return most_tokens(question.text) +", "return", "the first text stands for all"),
+    ("_span(receipt) > _span(self.spans)", "False", "the first window stands for all"),
+    ("receipt.seconds[-1] > self.ends.seconds[-1]", "False", "the first end stands for all"),
+    ("own.most = max(own.most, more(look))", "own.most = more(look)", "the last text stands for all"),
+    ("if reached + more(look) > limit:", "if True:", "prompts that fit are made beside one that may not"),
+    ("if look.seen() not in known:", "if True:", "a receipt for every question"),
+    ("GROWTH * (whole - plain)", "(whole - plain)", "normal forms make nothing longer"),
+    ("max(bound.get(name, 0), most)", "most", "the last answer bounds all"),
+    ("more + 1 + sum(", "more + sum(", "no end token"),
+    ("answers.most if isinstance(answers, Written) else answers", "answers", "all answers are counted"),
+    ("max(map(count, texts[name]))", "count(texts[name][0])", "the first answer stands for all"),
+    ("if single else count(spans)", "", "what a template writes between answers"),
     ("(seen.width, seen.height, len(seen.indices), seen.image)", "(seen.height,)", "all sizes are one"),
     ("if end <= limit:", "if end < limit:", "the last position is not used"),
     ("_reached(prompt) + answer", "_reached(prompt)", "a prompt without its answer"),

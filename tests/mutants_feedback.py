@@ -10,6 +10,7 @@ from tests.mutants_table import breaks
 PAIRS = "train/test_pairs.py::test_"
 TWO_ROWS = f"{PAIRS}a_pair_on_one_prefix_is_two_rows"
 REFERENCE = f"{PAIRS}the_reference_is_what_each_answer_alone_says[lora]"
+LONGEST = f"{PAIRS}the_longest_answer_is_of_both_sides_of_all_pairs"
 DPO = "recipes/test_dpo_twin.py"
 PPO = "recipes/test_ppo_twin.py::test_"
 STEP = f"{PPO}a_step_is_what_plain_loops_make_of_it"
@@ -19,7 +20,7 @@ TESTS = {  # which tests must notice a break in which file
     "recipes/ppo.py": (f"{STEP}[lora]", f"{STEP}[nothing whitened]"),
     "runtime/beside.py": ("runtime/test_beside.py",),
     "train/ppo.py": (f"{PPO}a_checkpoint_brings_its_own_value_model", f"{STEP}[from an adapter]", f"{STEP}[lora]"),
-    "train/preference.py": (REFERENCE, f"{PAIRS}pairs_on_one_film_are_neighbours[lora]", DPO),
+    "train/preference.py": (REFERENCE, f"{PAIRS}pairs_on_one_film_are_neighbours[lora]", LONGEST, DPO),
     "train/rows.py": (
         f"{TWO_ROWS}[alora-dpo]",
         f"{TWO_ROWS}[lora-simpo]",
@@ -48,6 +49,7 @@ PREFERENCE = breaks(
     ("tuple((total / len(own),) * len(own)", "tuple((total,) * len(own)", "the reference once a token"),
     ("float(chosen.double().sum())", "float(chosen.double().mean())", "means for sums"),
     ("for text in (pair.chosen, pair.rejected))", "for text in (pair.rejected, pair.chosen))", "the worse is chosen"),
+    ("in [pair.chosen, pair.rejected])", "in [pair.chosen])", "how long the worse are is not known"),
     ("session.progress.taken, self.size)", "0, self.size)", "the same pairs in every step"),
     (
         "return sorted(picked, key=lambda pair: first[look(pair, self.video, self.seed).seen()])",

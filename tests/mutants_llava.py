@@ -112,11 +112,16 @@ SEEN = breaks(
         "return grid * grid + how.high * how.wide",
         "newlines of pictures uncounted",
     ),
-    ("if film.ndim == 4:\n            return reduce", "if True:\n            return reduce", "pictures are pooled"),
+    ("if len(shape) == 4:", "if True:", "pictures are pooled"),
     ("before=True)", "before=False)", "pooled behind the projector"),
     ("add_special_tokens=not written", "add_special_tokens=True", "a second beginning"),
     ("return tuple(whole[same:])", "return tuple(whole[same + 1 :])", "a header without its first token"),
     ("width=size[0], height=size[1], cut=", "cut=", "a receipt of pixels that nobody saw"),
+    (
+        "return int(config.image_token_id)",
+        "return getattr(config, 'video_token_id', config.image_token_id)",
+        "a stray key of a config",
+    ),
     ("self.image_newline: nn.Parameter = model.image_newline", "pass", "features of another newline"),
 )
 

@@ -25,6 +25,8 @@ TESTS = {  # which tests must notice a break in which file
         "runtime/test_features.py::test_films_go_through_the_tower_a_few_pixels_at_a_time",
         "runtime/test_features.py::test_keys_tell_apart_what_was_seen",
         f"{DISK}what_a_step_needs_stays_even_if_there_is_no_room_for_more",
+        "runtime/test_features_ranks.py",
+        "runtime/test_films_ranks.py",
     ),
     "runtime/inputs.py": (TAUGHT, "runtime/test_rows.py::test_gather_fills_the_places_in_row_order"),
     "runtime/prefix.py": (

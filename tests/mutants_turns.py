@@ -16,6 +16,7 @@ TESTS = {
     "models/pixels.py": (PICTURES, FOLDERS),
     "models/qwen2_5_vl.py": (QWEN25, SENT),
     "models/qwen3_vl.py": (PICTURES, SENT),
+    "runtime/load.py": (FOLDERS,),
     "models/qwen_vl.py": (f"{PICTURES}::test_prompt_is_the_processors", "models/test_prompt.py", SENT),
     "train/turns.py": (TURNS,),
     "train/walk.py": (WALK, TAUGHT),
@@ -100,6 +101,8 @@ CHECKPOINT = breaks(
     ("if (folder / GENERATION).is_file():", "if False:", "end tokens lost"),
     ('if not said.get("text_config") and', "if False and", "a network of any size"),
 )
+
+CHECKPOINT += breaks("runtime/load.py", ("near = [] if another else", "near =", "another family for a typo"))
 
 QWEN = breaks(
     "models/qwen_vl.py",

@@ -66,6 +66,8 @@ WRITTEN = breaks(
         "config.tie_word_embeddings = True",
         "a tied head",
     ),
+    ("x.clone() if name in own else x.contiguous()", "x.clone()", "the model's memory again in every step"),
+    ('own = {"lm_head.weight"} if tied else set()', 'own = {"lm_head.weight"}', "a copy of a head of its own"),
     ("    config.tie_word_embeddings = False\n    _lengthen", "    _lengthen", "a bare decoder's tied head"),
 )  # fmt: skip
 PLACES = breaks(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ def run(size: int, body: Callable[..., Any], *args: Any) -> list[Any]:
     Forked, so that a test's own objects and a mutant's modules are there; what comes back must be picklable.
     """
     context = multiprocessing.get_context("fork")
+    multiprocessing.current_process().daemon = False  # a mutant's is, and could have no children
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         forks = [
@@ -68,7 +67,6 @@ def _collected(ends: list[Connection]) -> list[Any]:
 
 def _rank(rank: int, size: int, meet: str, send: Connection, body: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)  # and so no OpenMP pool, which would not survive the fork
-    sys.stdout = sys.stderr = open(Path(meet).with_name(f"{rank}.log"), "w")
     try:
         dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size, timeout=PATIENCE)
         said = True, body(here(), *args)

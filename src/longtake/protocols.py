@@ -53,8 +53,17 @@ class Model(Protocol):
     def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
         """Vision tower over several films of uint8 [F, H, W, 3]; every film gives the same as alone.
 
-        A picture is a film of one frame, or [H, W, 3] for a family with `stills`.
+        A picture is a film of one frame, or [H, W, 3] for a family with `stills`. It is `read` of all that is `seen`.
         """
+
+    def seen(self, films: Sequence[np.ndarray]) -> list[Tensor]:
+        """What the tower makes of films, pictures, or whole temporal patches of a film: rows [., …] of each, in order.
+
+        Rows behind one another, from whatever parts of a film, are those of the whole; they are of one shape.
+        """
+
+    def read(self, seen: Tensor, shape: tuple[int, ...]) -> Features:
+        """What the language model reads of a film or picture of that shape; `seen`: all its rows, no pixels."""
 
     def shown(self, frames_FHWC: np.ndarray) -> np.ndarray:
         """What of decoded frames (not of a picture) the tower sees, for people to look at."""

@@ -29,6 +29,18 @@ def test_release(tmp_path: Path) -> None:
     assert len(Quarantine(tmp_path)) == 0
 
 
+def test_of_several_ranks_one_writes(tmp_path: Path) -> None:
+    Quarantine(tmp_path).add("a.mp4", "empty", "")
+    before = (tmp_path / "quarantine.jsonl").read_text()
+    other = Quarantine(tmp_path)
+    other.written = False
+    other.add("b.mp4", "empty", "")
+    other.add("b.mp4", "cut short", "")
+    other.release("a.mp4")
+    assert [film.path for film in other.films()] == ["b.mp4"]
+    assert (tmp_path / "quarantine.jsonl").read_text() == before
+
+
 def test_too_many_failures_stop_the_run(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path)
     films = ["a.mp4", *(f"{n}.mp4" for n in range(9))]

@@ -7,7 +7,7 @@ from math import sqrt
 import pytest
 import torch
 
-from longtake.engines.local import sample
+from longtake.engines.loop import sample
 
 SPREADS = 5  # standard deviations of a chi-square
 COUNT = 20_000

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tests.engines import wide
 from tests.models import tiny
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from longtake.engines.vllm_weights import export, merged
 from longtake.errors import UserError
@@ -99,6 +99,21 @@ def test_a_tied_head_goes_apart(tmp_path, family):
     assert not config.get("text_config", config)["tie_word_embeddings"]
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("lm_head.weight"), model.lm_head.weight)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", wide.FAMILIES)
+def test_weights_are_written_from_where_they_lie(tmp_path, family, tied, monkeypatch):
+    """A copy of all would take the model's memory again in every step; a tied head alone needs one."""
+    model, given = wide.build(family, tied=tied), {}
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda net, folder, state_dict: given.update(state_dict))
+    monkeypatch.setattr(type(model), "files", lambda model: {})
+    export(model, tmp_path, torch.float32, 5000)
+    state = model.net.state_dict()
+    own = {x.data_ptr() for x in state.values()}
+    assert len(given) > 10
+    shared = len(state) - len(own)
+    assert [name for name, x in given.items() if x.data_ptr() not in own] == ["lm_head.weight"] * shared
 
 
 def test_weights_go_in_the_engines_dtype(tmp_path):

@@ -55,6 +55,20 @@ def test_frames(folders, tmp_path, family):
     assert other.reduction != model.reduction
 
 
+def test_the_file_lies_beside_weights_of_models_and_of_adapters_alone(folders, tmp_path):
+    model = load_model(folders / "nvila", device="cpu", rope="linear:2")
+    saved(model, tmp_path / "whole")
+    assert (tmp_path / "whole" / "llm").is_dir()
+    assert list(tmp_path.rglob("context.json")) == [tmp_path / "whole" / "context.json"]
+    base = load_model(folders / "nvila", device="cpu", rope="linear:2")
+    adapters.add_adapter(base, "lora", 2, 4.0)
+    state = {name: x.detach().clone() for name, x in base.adapter.weights().items()}
+    base.adapter.add("value", base.adapter.config, state, trainable=True)
+    saved(base, tmp_path / "adapter")
+    files = {file.parent.name for file in (tmp_path / "adapter").rglob("context.json")}
+    assert files == {"adapter", "value"}
+
+
 def test_a_context_file_that_tells_of_other_positions_is_refused(tmp_path):
     folder = tiny.checkpoint(tmp_path)
     (folder / "context.json").write_text('{"rope": "linear:2", "reduce": null}')

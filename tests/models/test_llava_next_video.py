@@ -230,6 +230,13 @@ def test_saved_and_loaded_is_the_same_model(folder, tmp_path) -> None:
 
 
 @torch.no_grad()
+def test_an_image_model_has_one_mark_whatever_its_config_says_beside(image_folder, tmp_path) -> None:
+    folder = shutil.copytree(image_folder, tmp_path / "image")
+    tiny_llava.edit(folder, "config.json", video_token_id=5)
+    model = load_model(folder, device="cpu")
+    assert model.film_pad == model.picture_pad == model.net.config.image_token_id
+
+
 def test_an_image_model_reads_films_and_its_pictures_are_transformers(image_folder) -> None:
     model, net = tiny.exact(image_folder), tiny_llava.plain(image_folder)
     assert type(model) is LlavaNext

@@ -196,8 +196,12 @@ def test_a_flat_config_of_qwen2_5_is_read(copy) -> None:
     assert got.net.config.text_config.hidden_size == want.net.config.text_config.hidden_size == 32
 
 
-@pytest.mark.parametrize("kind", ["llava_onevision", "qwen2_5_omni", "qwen3_5", "qwen3_vl_moe", "llava", "qwen2"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2_vl", "llava_onevision", "qwen2_5_omni", "qwen3_5", "qwen3_vl_moe", "llava", "qwen2"]
+)
 def test_another_family_is_no_typo(copy, kind) -> None:
     folder = copy("qwen3_vl")
     edit(folder / "config.json", model_type=kind)
-    assert refused(folder, "unsupported model").fix == ""
+    told = refused(folder, "unsupported model")
+    assert told.fix == ""
+    assert f"'{kind}', another family; longtake has qwen3_vl, qwen2_5_vl" in told.why

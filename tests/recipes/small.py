@@ -11,10 +11,11 @@ from tests.models import tiny
 from tests.world import silent, write
 
 from longtake.models.qwen3_vl import Qwen3VL
+from longtake.parallel.ranks import ONE, Ranks
 from longtake.recipes import grpo
 from longtake.records import Features
 from longtake.runtime import load
-from longtake.train import engines, policy, session, step
+from longtake.train import engines, footage, policy, session, step
 from longtake.train import resume as resumed
 from longtake.train.adapter_settings import Adapter
 from longtake.train.memory import Memory
@@ -55,6 +56,7 @@ class Stage:
     draws: list[Any] = field(default_factory=list)
     groups: list[Any] = field(default_factory=list)  # what the engine made of them
     store: None = None  # as runtime.films.Films: the tower's features are not on disk
+    ranks: Ranks = ONE
 
     def prompt(self, look: Any) -> Any:
         name = look.question.video and Path(look.question.video).name
@@ -108,7 +110,7 @@ def stage(monkeypatch: Any, model: Any = None) -> Stage:
         monkeypatch.setattr(place, "load_model", lambda *_, **__: model)
     for place in (session, engines):
         monkeypatch.setattr(place, "open_films", lambda *_, **__: made)
-    monkeypatch.setattr(session, "decode", lambda films, questions, *_, **__: list(questions))
+    monkeypatch.setattr(footage, "decode", lambda films, questions, *_, **__: list(questions))
     for name in ("save", "save_model"):
         monkeypatch.setattr(resumed, name, lambda *_: Path("model"))
     monkeypatch.setattr("longtake.train.keep.keep", lambda *_: None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.recipes.small import HEAT, Stage, config, rows, stage, taught
 
+from longtake.parallel.ranks import ONE
 from longtake.recipes import grpo, sft
 from longtake.train import policy
 from longtake.train import rows as learning
@@ -72,9 +73,18 @@ def test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix(
     """Where rewards come first, the same in every pass; what has nothing to teach goes through nothing."""
     real, calls = policy.backward, []
 
-    def spied(model: Any, features: Any, row: Any, objective: Any, passes: Any, kept: Any = None, scale: float = 1.0):
+    def spied(
+        model: Any,
+        features: Any,
+        row: Any,
+        objective: Any,
+        passes: Any,
+        kept: Any = None,
+        scale: float = 1.0,
+        ranks: Any = ONE,
+    ):
         calls.append((scale, kept and kept.keep, len(row.target_R)))
-        return real(model, features, row, objective, passes, kept, scale)
+        return real(model, features, row, objective, passes, kept, scale, ranks)
 
     monkeypatch.setattr(policy if epochs == 1 else learning, "backward", spied)
     memory = Memory(row_tokens=1 if epochs > 1 else 10**4)
@@ -95,7 +105,7 @@ def test_gradients_through_prefixes_are_drawn_for_every_step_and_prefix(
 
 def test_supervised_learning_draws_prefixes_too(made: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, scales = learning.backward, []
-    monkeypatch.setattr(learning, "backward", lambda *given: scales.append(given[-1]) or real(*given))
+    monkeypatch.setattr(learning, "backward", lambda *given: scales.append(given[-2]) or real(*given))
     run = sft.Config(
         rows=rows(tmp_path, taught()), model="tiny", out=tmp_path / "run", steps=2, batch=2, dtype="float64", seed=6,
         memory=Memory(row_tokens=1), shuffle=False, prefix_gradient=0.5, adapter=Adapter(kind="full"),

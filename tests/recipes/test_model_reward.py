@@ -110,8 +110,8 @@ def test_its_scores_are_those_of_the_answers_kept(
     found: list[Any] = []
     real = RewardModel.scores
 
-    def spied(self: Any, groups: Any, features: Any) -> Any:
-        scores = real(self, groups, features)
+    def spied(self: Any, groups: Any, features: Any, ranks: Any) -> Any:
+        scores = real(self, groups, features, ranks)
         alone = [
             [real(self, [type(g)(g.prompt, (a,))], features)[0][0] for a in g.answers] for g in groups
         ]  # fmt: skip

@@ -19,6 +19,7 @@ from longtake.errors import UserError
 from longtake.models.adapters import NAME, add_adapter
 from longtake.models.heads import FILE as HEAD
 from longtake.models.heads import add_head
+from longtake.parallel.ranks import ONE
 from longtake.records import Answer, Group
 from longtake.rewards import model as rewards
 from longtake.rewards.model import FILE, RewardModel, find, scorers
@@ -211,7 +212,7 @@ def test_by_their_names(base: Path, trained: dict[str, Path]) -> None:
     model = policy(base, "lora")
     named = {"model:a": str(trained["lora"]), "model:b": str(trained["full"])}
     found = scorers(named, model, features(model), 16384, 2048)
-    own, other = (found[name](groups(model)) for name in named)
+    own, other = (found[name](groups(model), ONE) for name in named)
     assert [len(scores) for scores in own] == [3, 2, 1, 3]
     assert own != other
 

@@ -17,7 +17,7 @@ from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model
 from longtake.runtime.shelf import GIB, Counts, Memory
 from longtake.sim.tiny import PIXELS
-from longtake.train.session import encode, open_films
+from longtake.train.footage import encode, open_films
 
 POLICY = FramePolicy(frames=4, max_pixels=PIXELS)
 SINGLE = 1e-5  # float32: encoded alone and together

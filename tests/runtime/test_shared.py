@@ -12,10 +12,11 @@ from transformers import LlamaConfig, LlamaModel
 from longtake.maths.pack import answer_rows, pack, stem
 from longtake.models.decoder import Decoder
 from longtake.models.network import Network
+from longtake.parallel.axis import Axis
+from longtake.parallel.ranks import Ranks
 from longtake.records import Features
 from longtake.runtime import rows
 from longtake.runtime.prefix import TILE, extend, finish
-from longtake.runtime.rows import Together
 from longtake.runtime.shared import Shared, Whole, fits, over
 
 EXACT = 1e-12  # of the largest number compared
@@ -26,8 +27,8 @@ HEADS = {"seven heads": (7, 1), "six of three": (6, 3), "eight of four": (8, 4)}
 def decoder(heads, kv_heads):
     torch.manual_seed(1)
     shape = {
-        "vocab_size": VOCABULARY, "hidden_size": 8 * heads, "intermediate_size": 40, "num_hidden_layers": 3, "head_dim": 8,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "initializer_range": 0.3,
+        "vocab_size": VOCABULARY, "hidden_size": 8 * heads, "intermediate_size": 40, "num_hidden_layers": 3,
+        "head_dim": 8, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "initializer_range": 0.3,
     }  # fmt: skip
     net = LlamaModel(LlamaConfig(**shape)).double()
     head = torch.nn.Linear(8 * heads, VOCABULARY, bias=False, dtype=torch.float64)
@@ -78,7 +79,8 @@ def learned(world, case, ways):
     for keep, tile, how in ways:
         for p in parameters(model).values():
             p.grad = None
-        made = rows.compute(met, stem(row), lambda hs: [films[h] for h in hs if h in films], keep, Together(world, how))
+        ranks = Ranks(sequence=world, how=how)
+        made = rows.compute(met, stem(row), lambda handles: [films[h] for h in handles if h in films], keep, ranks)
         losses = [0.0] * sum(map(len, lengths))
         for number, part in enumerate(answer_rows(row, 4)):
             if number % world.size != world.index:
@@ -127,9 +129,7 @@ def test_a_short_row_is_computed_by_each(case) -> None:
 
 
 def axis_of(size):
-    from longtake.parallel.axis import Axis
-
-    return Axis(0, size)
+    return Ranks(sequence=Axis(0, size))
 
 
 def short(world, case):
@@ -146,12 +146,12 @@ def test_what_fits_the_heads() -> None:
 
 
 def moved(world, case, how):
-    model, prompts, films, lengths = case
+    model, prompts, _, lengths = case
     row = stem(pack(prompts, *drawn(lengths), dtype=torch.float64))
     world.traffic.bytes.clear()
     world.traffic.padding = 0
     with torch.no_grad():
-        rows.compute(Plainly(model), row, lambda hs: [], "nothing", Together(world, how))
+        rows.compute(Plainly(model), row, lambda hs: [], "nothing", Ranks(sequence=world, how=how))
     return world.traffic, row.layout.total
 
 
@@ -182,7 +182,7 @@ def sliced(world, case):
     doubled = {name: Features(2 * one.level_LNE) for name, one in films.items()}
     with torch.no_grad():
         a, b = (
-            rows.compute(model, row, lambda hs, own=own: [own[h] for h in hs], "nothing", Together(world)).kv
+            rows.compute(model, row, lambda hs, own=own: [own[h] for h in hs], "nothing", Ranks(sequence=world)).kv
             for own in (films, doubled)
         )
     assert not torch.equal(a[1][0], b[1][0])

@@ -11,6 +11,7 @@ from tests.models import tiny
 
 from longtake.models.adapters import NAME, add_adapter
 from longtake.models.heads import add_head
+from longtake.parallel.ranks import ONE, Ranks
 from longtake.records import Question
 from longtake.rewards.model import PAST
 from longtake.runtime.prefixcache import PrefixCache
@@ -43,6 +44,7 @@ class Films:
     model: Any
     made: dict[str, Any]
     store: None = None
+    ranks: Ranks = ONE
 
     def features(self, handles: Any) -> list[Any]:
         return [self.made[handle] for handle in handles]

@@ -14,6 +14,7 @@ from tests.models import tiny
 from tests.plain import training as plain
 
 from longtake.models.adapters import add_adapter
+from longtake.parallel.ranks import ONE
 from longtake.records import Example, Features, Question, Span
 from longtake.train.resume import Progress
 from longtake.train.step import Passes
@@ -76,7 +77,9 @@ def test_a_mixed_batch_is_its_rows_one_by_one(kind: Any, row_tokens: int) -> Non
         prompt = model.prompt(example.question, shown(name), name)
         items.append(Item(prompt, tuple(ids for ids, _ in made), tuple(weights for _, weights in made)))
     films = SimpleNamespace(features=lambda handles: [Features(levels[handle]) for handle in handles])
-    session: Any = SimpleNamespace(model=model, films=films, passes=Passes(), prefixes=None, progress=Progress())
+    session: Any = SimpleNamespace(
+        model=model, films=films, passes=Passes(), prefixes=None, progress=Progress(), ranks=ONE
+    )
     sums, count = backward_items(session, items, row_tokens)
     got = grads(model)
     model.net.zero_grad()

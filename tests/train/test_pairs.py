@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from longtake.records import Pair, Question
 from longtake.runtime.prefixcache import PrefixCache
 from longtake.runtime.rows import lead
 from longtake.train import rows
-from longtake.train.preference import Pairs, ids_of
+from longtake.train.preference import Pairs, ids_of, longest_of
 from longtake.train.resume import Progress
 from longtake.train.rows import Item, backward_items
 from longtake.train.session import Session
@@ -248,6 +249,16 @@ def test_the_reference_is_what_each_answer_alone_says(
         pairs.reference(run, tmp_path / "reference.jsonl", log)
 
 
+def test_the_longest_answer_is_of_both_sides_of_all_pairs() -> None:
+    words, asked = tiny.tokenizer(), [Question(f"q{n}", None, "?") for n in range(2)]
+    told: Any = SimpleNamespace(model=SimpleNamespace(tokenizer=words, end_ids=(words.eos_token_id,)))
+    pairs = [Pair("0", asked[0], "a", "zzzz"), Pair("1", asked[1], "a user", "a"), Pair("2", asked[1], "a", "a")]
+    given = longest_of(told, pairs, more=3)
+    assert [given(question) for question in asked] == [
+        3 + max(map(len, ids_of(told, pairs[0]))), 3 + len(ids_of(told, pairs[1])[0])
+    ]  # fmt: skip
+
+
 def test_pairs_on_one_film_are_neighbours(model: Any) -> None:
     """And every pair comes once in a pass, in passes of their own order."""
     run = session(model, Passes())
@@ -269,7 +280,7 @@ def test_gradients_through_prefixes_are_drawn_by_the_first_prompt_of_a_row(
 ) -> None:
     scales: list[float] = []
     real = rows.backward
-    monkeypatch.setattr(rows, "backward", lambda *given: scales.append(given[-1]) or real(*given))
+    monkeypatch.setattr(rows, "backward", lambda *given: scales.append(given[-2]) or real(*given))
     run = session(model, Passes(prefix_gradient=0.5, seed=6))
     run.progress = Progress(step=7)
     backward_items(run, items(run, scored=False), GOALS["dpo"], 1)

@@ -55,7 +55,7 @@ def found(local, prompts, off=0.0, **changed):
     for name, value in changed.items():
         setattr(engine, name, value)
     with torch.no_grad():
-        return measure(engine, local, prompts, DRAWS, 6)
+        return measure(engine, local, prompts, DRAWS[: len(prompts)], 6)
 
 
 def test_the_same_network_is_the_same(local, prompts) -> None:

@@ -1,5 +1,6 @@
 """Prompts beyond the context are refused before a run begins: as if each were measured alone, at every limit."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -7,14 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import tiny
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE, Unigram
 
 from longtake.errors import UserError
 from longtake.models.context_file import Kept
 from longtake.models.qwen2_5_vl import Qwen25VL
 from longtake.models.qwen3_vl import Qwen3VL
-from longtake.records import FramePolicy, Question
+from longtake.records import FramePolicy, Question, Receipt, Span
 from longtake.runtime.films import Look
 from longtake.train import reach
+from longtake.train.turns import tokens_of
 
 WORDS = tiny.tokenizer()
 MODELS = {
@@ -47,7 +51,7 @@ class Films:
 
 def looks(texts, blind=()):
     return [
-        Look(Question(f"q{n}", None if n in blind else "a.mp4", text), FramePolicy(frames=2))
+        Look(Question(f"q{n}", None if n in blind else f"{n}.mp4", text), FramePolicy(frames=2))
         for n, text in enumerate(texts)
     ]
 
@@ -72,7 +76,7 @@ FILM = st.tuples(
 
 @pytest.mark.parametrize("family", list(MODELS))
 @given(
-    rows=st.lists(st.tuples(FILM, st.text("ab é?", max_size=60), st.integers(0, 40)), min_size=1, max_size=6),
+    rows=st.lists(st.tuples(FILM, st.text("ab é?\u0958", max_size=60), st.integers(0, 40)), min_size=1, max_size=6),
     short=st.integers(0, 3),
     who=st.integers(0, 5),
 )
@@ -119,6 +123,97 @@ def test_far_below_the_limit_one_prompt_of_a_size_is_made():
     films = Films(model, {f"q{n}": (4, 8, 1.0, 0.0) for n in range(50)})
     reach.check_fits(films, looks(["what?"] * 50), lambda question: 100)
     assert films.made == []
+
+
+def test_receipts_are_read_once_a_film_and_not_kept():
+    """One names all its frames: for every row of a long file they would be gigabytes."""
+    model = MODELS["qwen3_vl"]
+    model.net.config.text_config.max_position_embeddings = 10**6
+    films = Films(model, {f"q{n}": (4, 8, 1.0 + n % 7, float(n)) for n in range(60)})
+    read, held = [], []
+    receipt = films.receipt
+    films.receipt = lambda look: read.append(look.question.id) or receipt(look)
+
+    def asked():
+        for look in looks(["what?"] * 60):
+            yield look
+            yield replace(look, question=replace(look.question, text="and what else?"))
+            held.append(sum(type(x) is Receipt for x in gc.get_objects()))
+
+    before = sum(type(x) is Receipt for x in gc.get_objects())
+    reach.check_fits(films, asked(), lambda question: 100)
+    assert read == [f"q{n}" for n in range(60)]
+    assert max(held) - before <= 3
+
+
+SPIECE = Tokenizer(Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0), ("é", -2.0)], 0, byte_fallback=False))
+SPIECE.normalizer = normalizers.NFKC()
+SPIECE.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+COMPOSED = Tokenizer(BPE())
+COMPOSED.normalizer = normalizers.NFC()
+COMPOSED.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+COMPOSED.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=ALPHABET, show_progress=False))
+BYTES = {f"<0x{n:02X}>": n for n in range(256)}
+LLAMA = Tokenizer(BPE(BYTES | {"▁": 256, "a": 257}, [], byte_fallback=True))
+LLAMA.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+TOKENIZERS = {"unigram": SPIECE, "byte level": COMPOSED, "byte fallback": LLAMA}
+
+
+@pytest.mark.parametrize("kind", list(TOKENIZERS))
+@given(text=st.text(st.sampled_from("ab \n?é\u0301\u0344\u0958\ufdfa\U0001d160中🙂")))
+@settings(derandomize=True, database=None, deadline=None)
+def test_no_tokenizer_makes_more_of_a_text(kind, text):
+    words = TOKENIZERS[kind]
+    words.add_special_tokens(["<s>"])
+    for told in (text, f"<s>{text}", f"{text}<s>{text}"):
+        assert len(words.encode(told, add_special_tokens=False).ids) <= reach.most_tokens(told)
+
+
+def test_the_bound_is_needed():
+    """Two of these characters become six bytes each where they had three, four bytes become twelve."""
+    for text in ("\u0958" * 20, "\U0001d160" * 20):
+        assert len(COMPOSED.encode(text, add_special_tokens=False).ids) > len(text.encode()) + reach.MARK
+
+
+def test_written_answers_are_counted_only_where_their_bound_does_not_fit(monkeypatch):
+    model, counted = MODELS["qwen3_vl"], []
+    films, asked = Films(model, {}), looks(["?", "?"], blind={0, 1})
+
+    def count(tokenizer, end, spans):
+        counted.append(spans)
+        return tokens_of(tokenizer, end, spans)
+
+    monkeypatch.setattr(reach, "tokens_of", count)
+    short, other, long = (Span("user " * 5),), (Span("no"),), (Span("user "), Span("user " * 39))
+    answers = [("q0", short), ("q1", long), ("q1", other)]
+    given = reach.written(WORDS, WORDS.eos_token_id, answers, more=2)
+    exact = len(tokens_of(WORDS, WORDS.eos_token_id, long)[0]) + 2
+    assert exact < 200 < given.most(asked[1].question)
+    end = needed(films, asked[1], exact)
+    films.made.clear()
+    model.net.config.text_config.max_position_embeddings = 4096
+    reach.check_fits(films, asked, given)
+    assert not counted
+    model.net.config.text_config.max_position_embeddings = end
+    reach.check_fits(films, asked, given)
+    assert counted == [long, other]
+    assert films.made == ["q1"]
+    model.net.config.text_config.max_position_embeddings = end - 1
+    with pytest.raises(UserError) as caught:
+        reach.check_fits(films, asked, given)
+    assert caught.value.where == "question q1"
+    assert f"an answer of {exact} " in caught.value.why
+
+
+def test_an_end_token_is_in_the_bound_and_conversations_are_counted():
+    """A template writes more between two answers than their texts have."""
+    spans = (Span("a"), Span("b", 0.0, "user"), Span("c"))
+    given = reach.written(WORDS, WORDS.eos_token_id, [("one", (Span("a"),)), ("two", spans)], more=2)
+    one, two = (Question(name, None, "?") for name in ("one", "two"))
+    assert given.most(one) == 1 + reach.MARK + 1 + 2
+    assert given.most(two) == given(two) == len(tokens_of(WORDS, WORDS.eos_token_id, spans)[0]) + 2
+    assert given(two) > sum(reach.most_tokens(span.text) for span in spans) + 2
 
 
 def test_what_is_refused_says_what_to_do():

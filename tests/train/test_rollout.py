@@ -22,10 +22,10 @@ from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model
 from longtake.sim.tiny import PIXELS
 from longtake.train import keep as keeping
+from longtake.train.footage import encode, open_films
 from longtake.train.keep import keep
 from longtake.train.keys import keyed
 from longtake.train.rollout import Rollout, draws, rollout, score
-from longtake.train.session import encode, open_films
 
 RIGHT = "<think> so left </think> <answer> left </answer>"
 ASKED = Question("q", None, "where ? A left B right", ("left", "right"), "A", "spatial", 2)

@@ -18,8 +18,9 @@ from longtake.records import FramePolicy
 from longtake.runtime.load import load_model
 from longtake.sim.tiny import PIXELS
 from longtake.train.adapter_settings import Adapter
+from longtake.train.footage import decode, open_films
 from longtake.train.resume import Progress
-from longtake.train.session import Session, decode, open_films, open_session, read_rows
+from longtake.train.session import Session, open_session, read_rows
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from longtake.records import FramePolicy, Question
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import load_model
 from longtake.sim.tiny import PIXELS
-from longtake.train.session import decode, encode, open_films
+from longtake.train.footage import decode, encode, open_films
 from longtake.train.settings import Video
 
 POLICY = FramePolicy(frames=4, max_pixels=PIXELS)

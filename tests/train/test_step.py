@@ -15,6 +15,7 @@ from torch import nn
 from longtake.errors import UserError
 from longtake.maths.loss import clipped_surrogate, cross_entropy, sequence_surrogate
 from longtake.maths.pack import pack
+from longtake.train.rows import chunks
 from longtake.train.step import (
     MOST_BAD,
     Objective,
@@ -22,7 +23,6 @@ from longtake.train.step import (
     Sums,
     adamw,
     backward,
-    chunks,
     count_bad,
     step_optimizer,
 )

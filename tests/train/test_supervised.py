@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from longtake.recipes import sft
 from longtake.records import Example, FramePolicy, Question, Span
 from longtake.runtime.films import Look
 from longtake.sim import tiny
+from longtake.train.footage import decode, encode
 from longtake.train.resume import Progress
-from longtake.train.session import Session, decode, encode, open_session
+from longtake.train.session import Session, open_session
 from longtake.train.settings import Video
-from longtake.train.supervised import backward_items, end_at, greedy_accuracy, item, next_batch, tokens_of
+from longtake.train.supervised import backward_items, end_at, greedy_accuracy, item, longest, next_batch, tokens_of
 from longtake.train.walk import Stage, Walk
 
 WORDS = tiny.tokenizer()
@@ -88,6 +90,15 @@ def test_targets_are_words_with_weights_and_an_end() -> None:
     assert WORDS.decode(ids) == "<think> s0 left so left <|im_end|>"
     assert weights == (0.0, 0.0, 1.0, 0.5, 0.5, 0.5)
     assert tokens_of(WORDS, END, (Span("left", 0.0),)) == ((ids[2], END), (0.0, 0.0))
+
+
+def test_the_longest_answer_is_of_all_that_a_question_has() -> None:
+    asked = [Question(f"q{n}", None, "?") for n in range(2)]
+    short, long = (Span("cup"),), (Span("cup "), Span("ball cup"))
+    rows = [Example(asked[0], (short,)), Example(asked[1], (short, long)), Example(asked[1], (short,))]
+    told: Any = SimpleNamespace(model=SimpleNamespace(tokenizer=WORDS, end_ids=(END,)))
+    given = longest(told, rows)
+    assert [given(question) for question in asked] == [len(tokens_of(WORDS, END, own)[0]) for own in (short, long)]
 
 
 def test_an_item_is_a_prompt_with_all_its_answers(session: Session, world: World) -> None:

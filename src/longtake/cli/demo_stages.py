@@ -15,9 +15,9 @@ from longtake.recipes import difficulty, grpo, sft
 from longtake.records import FramePolicy
 from longtake.sim import make, tiny
 from longtake.train.adapter_settings import Adapter
+from longtake.train.footage import counted
 from longtake.train.memory import Memory
 from longtake.train.resume import save_model
-from longtake.train.session import counted
 from longtake.train.settings import Optim, Video
 
 FULL = Adapter(kind="full")  # of a network of this size

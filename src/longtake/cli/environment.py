@@ -13,7 +13,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 BEFORE_START = {
     "GOMP_SPINCOUNT": "0",
@@ -21,7 +21,22 @@ BEFORE_START = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",  # else NCCL ends a process whose peer died, before it can say so
 }
+
+
+class Launched(NamedTuple):
+    """One process of several. Example: Launched(rank=3, size=4, near=2), two to a machine."""
+
+    rank: int
+    size: int
+    near: int  # ranks on this machine
+
+
+def launched() -> Launched | None:
+    """Who this process is among those that torchrun started; None where it is alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return Launched(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_WORLD_SIZE", size))) if size > 1 else None
 
 
 def restart(arguments: Sequence[str]) -> None:

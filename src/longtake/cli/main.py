@@ -8,18 +8,19 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shlex
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import longtake
 from longtake.cli import dry, environment, help  # noqa: A004 — the file's name
 from longtake.cli.arguments import parse
+from longtake.cli.launch import Team
 from longtake.cli.stages import STAGES, Stage
 from longtake.config import ConfigError, load, suggest
 from longtake.errors import UserError
@@ -37,27 +38,27 @@ class Terminated(KeyboardInterrupt):
 def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
     """Run a command; `argv` None = the words of this process. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    json_output = "--json" in words
+    team = Team(environment.launched(), partial(tell, json_output="--json" in words))
     try:
         if argv is None:
-            prepare(words, stages)
-        return command(words, stages)
+            prepare(words, stages, team)
+        return command(words, stages, team)
     except ConfigError as error:
-        return tell(str(error), 2, json_output)
+        return team.end(error, str(error), 2)
     except UserError as error:
-        return tell(str(error), 1, json_output)
+        return team.end(error, str(error), 1)
     except KeyboardInterrupt as stop:
         if argv is None:  # what is left to do is quick, and a second Ctrl-C would only make it ugly
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return tell(interrupted(words, stages), 143 if isinstance(stop, Terminated) else 130, json_output)
-    except BrokenPipeError:
+        return team.end(stop, interrupted(words, stages, team), 143 if isinstance(stop, Terminated) else 130)
+    except BrokenPipeError as error:
         swallow(sys.stdout)
         if words and words[0] in stages and stages[words[0]].trains:
-            tell(interrupted(words, stages), 141, json_output=False)
+            return team.end(error, interrupted(words, stages, team), 141)
         return 141
 
 
-def prepare(words: Sequence[str], stages: Mapping[str, Stage]) -> None:
+def prepare(words: Sequence[str], stages: Mapping[str, Stage], team: Team) -> None:
     """This process as its command needs it: environment, streams, signals."""
 
     def terminate(number: int, frame: object) -> None:
@@ -73,9 +74,10 @@ def prepare(words: Sequence[str], stages: Mapping[str, Stage]) -> None:
         environment.restart(sys.orig_argv[1:])  # what is measured runs as what trains
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminate)
+    team.hush()
 
 
-def command(words: Sequence[str], stages: Mapping[str, Stage]) -> int:
+def command(words: Sequence[str], stages: Mapping[str, Stage], team: Team) -> int:
     """Top-level words, or the stage. Raises UserError, KeyboardInterrupt and BrokenPipeError only."""
     if not words or words[0] in ("--help", "-h", "help"):
         print(help.stages_help(stages))
@@ -88,9 +90,9 @@ def command(words: Sequence[str], stages: Mapping[str, Stage]) -> int:
         near = suggest(name, stages)
         meant = f" — did you mean '{near}'?" if near else f"; there are {', '.join(stages)}"
         raise ConfigError([f"{name}: unknown stage{meant}"])
-    log = Log(json_output="--json" in rest)
+    log = team.new_log(json_output="--json" in rest)
     try:
-        return run_stage(name, stages[name], rest, log)
+        return run_stage(name, stages[name], rest, log, team)
     except (UserError, BrokenPipeError):
         raise
     except ModuleNotFoundError as error:
@@ -105,13 +107,15 @@ def command(words: Sequence[str], stages: Mapping[str, Stage]) -> int:
         raise crash(name, error, log) from error
 
 
-def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log) -> int:
+def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log, team: Team) -> int:
     """Read the settings and run; the run folder that was open is told how it ended."""
     module = importlib.import_module(stage.module)
     arguments = parse(module.Config, words, stage.positional)
     if "help" in arguments.common:
         help.print_stage_help(name, stage, module.Config)
         return 0
+    if "dry-run" not in arguments.common:  # first of all: what is wrong on one rank only must not be told by none
+        team.join(name, stage, log, interrupted([name, *words], {name: stage}, team))
     loaded = load(module.Config, arguments.files, arguments.given, arguments.problems)
     if "dry-run" in arguments.common:
         found = dry.plan(loaded)
@@ -120,14 +124,15 @@ def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log) -> int:
     try:
         summary: dict[str, Any] = module.run(loaded.config, log)
     except KeyboardInterrupt:
-        log.ended("stopped: interrupted")
+        team.ended("stopped: interrupted")
         raise
     except Exception as error:
-        log.ended(f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        team.ended(f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
         raise
     finally:
         log.clear()
     log.close()
+    team.leave()
     if log.json_output:
         print(json.dumps(plain(summary)))
     elif not stage.speaks:
@@ -135,7 +140,7 @@ def run_stage(name: str, stage: Stage, words: Sequence[str], log: Log) -> int:
     sys.stdout.flush()
     if summary.get("ok") is not False:
         return 0
-    if "why" in summary:
+    if "why" in summary and log.leads:
         print(UserError(f"{name} came to nothing", why=summary["why"], fix=summary.get("fix", "")), file=sys.stderr)
     return 1
 
@@ -158,17 +163,20 @@ def swallow(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def interrupted(words: Sequence[str], stages: Mapping[str, Stage]) -> str:
+def interrupted(words: Sequence[str], stages: Mapping[str, Stage], team: Team) -> str:
     """How to go on after Ctrl-C."""
     if not (words and words[0] in stages and stages[words[0]].trains):
         return "stopped"
-    again = shlex.join(["longtake", *(word for word in words if word != "--fresh")])
+    again = team.again([word for word in words if word != "--fresh"])
     return f"stopped; what was done is kept. To go on:\n  {again}"
 
 
 def crash(name: str, error: Exception, log: Log) -> UserError:
     """A failure nobody foresaw: one line, and the whole traceback in a file."""
-    what = f"longtake {name} failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    if log.own is not None:  # the traceback is written where all else of this rank is
+        return UserError(what, where=f"{log.own} holds the whole traceback")
+    what = f"longtake {name} failed: {what}"
     details = "".join(traceback.format_exception(error))
     try:
         if log.folder is not None:

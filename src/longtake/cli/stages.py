@@ -14,6 +14,7 @@ class Stage:
     positional: tuple[str, ...] = ()  # fields of Config that plain arguments fill
     trains: bool = False  # long work in a run folder: started under environment.BEFORE_START, goes on when run again
     speaks: bool = False  # says its result itself; else the summary is printed
+    shared: bool = False  # several ranks may run it together
 
 
 STAGES = {
@@ -21,18 +22,36 @@ STAGES = {
         "longtake.cli.demo", "the whole chain on a laptop: films, training, evaluation, report", (), True, True
     ),
     "difficulty": Stage(
-        "longtake.recipes.difficulty", "answer each question k times; split by pass rate", ("rows",), True
+        "longtake.recipes.difficulty", "answer each question k times; split by pass rate", ("rows",), True, shared=True
     ),
-    "sft": Stage("longtake.recipes.sft", "learn from written answers (chain-of-thought fine-tuning)", ("rows",), True),
+    "sft": Stage(
+        "longtake.recipes.sft",
+        "learn from written answers (chain-of-thought fine-tuning)",
+        ("rows",),
+        True,
+        shared=True,
+    ),
     "grpo": Stage(
-        "longtake.recipes.grpo", "learn from rewards, without a critic (GRPO and its family)", ("rows",), True
+        "longtake.recipes.grpo",
+        "learn from rewards, without a critic (GRPO and its family)",
+        ("rows",),
+        True,
+        shared=True,
     ),
     "judge": Stage(
-        "longtake.recipes.judge", "preferences by a model: which of two answers is better, and why", ("rows",), True
+        "longtake.recipes.judge",
+        "preferences by a model: which of two answers is better, and why",
+        ("rows",),
+        True,
+        shared=True,
     ),
-    "reward": Stage("longtake.recipes.reward", "learn to score answers from pairs (Bradley–Terry)", ("rows",), True),
-    "dpo": Stage("longtake.recipes.dpo", "learn from pairs of answers (DPO, IPO, SimPO)", ("rows",), True),
-    "ppo": Stage("longtake.recipes.ppo", "learn from a reward model, with a value model (PPO)", ("rows",), True),
+    "reward": Stage(
+        "longtake.recipes.reward", "learn to score answers from pairs (Bradley–Terry)", ("rows",), True, shared=True
+    ),
+    "dpo": Stage("longtake.recipes.dpo", "learn from pairs of answers (DPO, IPO, SimPO)", ("rows",), True, shared=True),
+    "ppo": Stage(
+        "longtake.recipes.ppo", "learn from a reward model, with a value model (PPO)", ("rows",), True, shared=True
+    ),
     "rounds": Stage("longtake.recipes.rounds", "judge and dpo in turns: sample, judge, learn, again", ("rows",), True),
     "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True, True),
     "parity": Stage(

@@ -42,7 +42,7 @@ class FrameTier:
         with writing(self.folder):
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         self._films: dict[FileStamp, Film] = {}
-        self._recall()
+        self.recall()
 
     def film(self, path: Path | str) -> Film:
         """What the film is; opened only if its size or date has changed since any process asked. Raises VideoError."""
@@ -84,27 +84,26 @@ class FrameTier:
                 done += 1
                 if progress:
                     progress(done, len(wants))
-        self._recall()
+        self.recall()
 
     def take(
-        self, path: Path | str, policy: FramePolicy, fit: Fit, temporal_patch: int = 1
+        self, path: Path | str, policy: FramePolicy, fit: Fit, temporal_patch: int = 1, places: Sequence[int] = ()
     ) -> tuple[np.ndarray, Receipt]:
         """Frames as uint8 [F, H, W, 3] RGB, the last one repeated to a multiple of `temporal_patch`, and their receipt.
 
+        `places`: which of the receipt's frames, in which order; () = all of them.
         Frames that are not in the tier are decoded, kept and counted. Raises VideoError for a film that cannot be read
         or that the policy does not fit, UserError for a full disk.
         """
         for _ in range(3):  # a damaged file is made again; one that another process replaced meanwhile is read again
             part, receipt = self._look(path, policy, fit, temporal_patch)
             try:
-                return tierfile.pixels(self._file(receipt.content), part, receipt.indices), receipt
+                wanted = [receipt.indices[place] for place in places or range(len(receipt.indices))]
+                return tierfile.pixels(self._file(receipt.content), part, wanted), receipt
             except Damaged:
                 self.complete(path, [policy], fit, doubted=True)
-        raise UserError(
-            "the frame tier is damaged again and again",
-            where=str(self.folder),
-            fix="check the disk, then delete this folder",
-        )
+        fix = "check the disk, then delete this folder"
+        raise UserError("the frame tier is damaged again and again", where=str(self.folder), fix=fix)
 
     def receipt(self, path: Path | str, policy: FramePolicy, fit: Fit, temporal_patch: int = 1) -> Receipt:
         """The receipt that `take` would give, without reading pixels."""
@@ -213,7 +212,8 @@ class FrameTier:
     def _rows(self, name: str) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / name) if (self.folder / name).exists() else []
 
-    def _recall(self) -> None:
+    def recall(self) -> None:
+        """Takes in which films other processes have opened."""
         for row in self._rows("films.jsonl"):
             self._films[row["path"], row["size"], row["mtime"]] = Film(**row["film"])
 

@@ -24,6 +24,7 @@ class Quarantine:
     """`quarantine.jsonl` in a folder: one line a film."""
 
     def __init__(self, folder: Path | str) -> None:
+        self.written = True  # whether this process writes the file; of several ranks one does
         self._file = Path(folder) / "quarantine.jsonl"
         rows = read_jsonl(self._file) if self._file.exists() else []
         self._films = {row["path"]: Quarantined(**row) for row in rows}
@@ -32,7 +33,7 @@ class Quarantine:
         film = Quarantined(str(path), reason, fix)
         known = self._films.get(film.path)
         self._films[film.path] = film
-        if known is None:
+        if known is None and self.written:
             append_jsonl(self._file, asdict(film))
         elif known != film:
             self._rewrite()
@@ -65,4 +66,5 @@ class Quarantine:
             )
 
     def _rewrite(self) -> None:
-        write_jsonl(self._file, [asdict(film) for film in self._films.values()])
+        if self.written:
+            write_jsonl(self._file, [asdict(film) for film in self._films.values()])

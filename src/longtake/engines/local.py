@@ -1,29 +1,37 @@
 """The engine in the trainer's own process: same weights, same kernels, each prefix computed once for all its answers.
 
+Over several ranks every sequence of them answers some batches of questions: its ranks compute the prefixes together,
+then each decodes some of the answers, and none waits for another while it does. In the end all have all answers.
+
 N questions, G answers each, A = N G, E model width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from longtake.engines.decode import Decode, Pairs
 from longtake.engines.graph import Disagreement, Step, recorder_for
+from longtake.engines.loop import Loop, Written, alone
 from longtake.errors import UserError
 from longtake.maths.pack import answer_rows, pack
+from longtake.parallel.fsdp import whole
+from longtake.parallel.ranks import ONE, Ranks
 from longtake.protocols import Model
 from longtake.records import Answer, Draw, Group, Prompt
 from longtake.runtime.prefix import Keep, Prefill, begin
 from longtake.runtime.prefixcache import PrefixCache
 from longtake.runtime.rows import FeaturesOf, bare, cached, compute, lead
+
+Runs = list[
+    tuple[list[Prompt], Prefill | None]
+]  # one film's prompts each, and their prefill; None = other ranks have it
 
 
 def _silent(text: str) -> None:
@@ -35,7 +43,7 @@ class Kept:
     """Neighbouring questions, answered on one prefill that training goes on with."""
 
     groups: tuple[Group, ...]
-    made: Prefill
+    made: Prefill | None  # None = other ranks have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class LocalEngine:
     answers: int = 512  # decoded together
     prefixes: PrefixCache | None = None  # keys and values of prefixes, kept for the run (aLoRA)
     say: Callable[[str], None] = _silent  # is told once if decoding must go on without CUDA graphs
+    ranks: Ranks = ONE
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
@@ -60,11 +69,15 @@ class LocalEngine:
         Neighbours that ask about the same features share what their prompts begin with.
         Raises ValueError for ragged draws, UserError for a model whose numbers are not finite.
         """
-        groups: list[Group] = []
-        for start, stop in self._batches(prompts, draws):
-            made = compute(self.model, bare(self.model, prompts[start:stop]), self.features, "nothing")
-            groups += self._answers([made], prompts[start:stop], draws[start:stop], max_tokens)
-        return groups
+
+        def written(batch: tuple[int, int]) -> list[Written]:
+            own, heats = prompts[slice(*batch)], draws[slice(*batch)]
+            made = compute(self.model, bare(self.model, own), self.features, "nothing", self.ranks)
+            return self._written([made], own, heats, max_tokens)
+
+        with whole(self.model.layers):
+            found = self.ranks.data.deal(list(self._batches(prompts, draws)), written)
+        return self._groups(prompts, draws, [answer for batch in found for answer in batch])
 
     @torch.no_grad()
     def rollout(
@@ -74,22 +87,34 @@ class LocalEngine:
         max_tokens: int,
         keep: Callable[[Sequence[Prompt]], Keep],
     ) -> Iterator[list[Kept]]:
-        """`generate` for training: batch by batch, each film's prefill kept as `keep` says of its prompts."""
-        start = 0
-        for runs in self.prefills(prompts, draws, keep):
-            stop = start + sum(len(run) for run, _ in runs)
-            yield self._answered(runs, prompts[start:stop], draws[start:stop], max_tokens)
+        """`generate` for training: batch by batch, each film's prefill kept as `keep` says of its prompts; over several
+        sequences of ranks as many batches at once as there are of these.
+        """
+        start, batches = 0, self.prefills(prompts, draws, keep)
+        while start < len(prompts):
+            with whole(self.model.layers):
+                runs = next(batches)
+                stop = start + sum(len(run) for run, _ in runs)
+                kept = self._answered(runs, prompts[start:stop], draws[start:stop], max_tokens)
+            yield kept
             start = stop
+            del kept
 
     def _answered(
         self,
-        runs: list[tuple[list[Prompt], Prefill]],
+        runs: Runs,
         prompts: Sequence[Prompt],
         draws: Sequence[Sequence[Draw]],
         max_tokens: int,
     ) -> list[Kept]:
         """The prompts of `runs` answered; empties it, so that nobody but the caller holds the prefills."""
-        groups = iter(self._answers([made for _, made in runs], prompts, draws, max_tokens))
+        here = [made is not None for run, made in runs for _ in run]
+        first, count = here.index(True) if any(here) else 0, sum(here)
+        mine = slice(first, first + count)
+        mades = [made for _, made in runs if made is not None]
+        own = self._written(mades, prompts[mine], draws[mine], max_tokens) if mades else []
+        every = [answer for one in self.ranks.data.gather(own) for answer in one]
+        groups = iter(self._groups(prompts, draws, every))
         kept = [Kept(tuple(next(groups) for _ in run), made) for run, made in runs]
         runs.clear()
         return kept
@@ -97,21 +122,25 @@ class LocalEngine:
     @torch.no_grad()
     def prefills(
         self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], keep: Callable[[Sequence[Prompt]], Keep]
-    ) -> Iterator[list[tuple[list[Prompt], Prefill]]]:
-        """Batch by batch, each film's prompts and their prefill, kept as `keep` says of them."""
-        for start, stop in self._batches(prompts, draws):
-            runs = [list(run) for run in _by_film(prompts[start:stop])]
-            yield [(run, self._prefill(run, keep(run))) for run in runs]
+    ) -> Iterator[Runs]:
+        """Batch by batch, each film's prompts and their prefill, kept as `keep` says of them; see `rollout`."""
+        batches, data = list(self._batches(prompts, draws)), self.ranks.data
+        for first in range(0, len(batches), data.size):
+            runs: Runs = []
+            for place, (start, stop) in enumerate(batches[first : first + data.size]):
+                films = [list(run) for run in _by_film(prompts[start:stop])]
+                runs += [(run, self._prefill(run, keep(run)) if place == data.index else None) for run in films]
+            yield runs
 
     def _batches(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]]) -> Iterator[tuple[int, int]]:
         """(start, stop) of prompts that are answered together."""
         if len({len(own) for own in draws}) > 1:
             raise ValueError("every prompt needs the same number of draws in one call")
-        start = 0
+        start, most = 0, -(-len(prompts) // self.ranks.data.size)  # something to do for every sequence of ranks
         while start < len(prompts):
             stop, tokens = start + 1, len(prompts[start].ids)
             while stop < len(prompts) and tokens + len(prompts[stop].ids) <= self.row_tokens:
-                if (stop + 1 - start) * len(draws[start]) > self.answers:
+                if (stop + 1 - start) * len(draws[start]) > self.answers or stop - start == most:
                     break
                 tokens += len(prompts[stop].ids)
                 stop += 1
@@ -122,12 +151,13 @@ class LocalEngine:
         """One film's prefixes: computed, or as they were kept."""
         row = bare(self.model, prompts)
         if self.prefixes is None:
-            return compute(self.model, row, self.features, keep)
-        return cached(self.model, row, self.features, self.prefixes)
+            return compute(self.model, row, self.features, keep, self.ranks)
+        return cached(self.model, row, self.features, self.prefixes, self.ranks)
 
-    def _answers(
+    def _written(
         self, mades: Sequence[Prefill], prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int
-    ) -> list[Group]:
+    ) -> list[Written]:
+        """All answers to the prompts, prompt by prompt, each decoded by one rank of the sequence."""
         per_prompt = len(draws[0])
         hidden_NE, begun = self._begin(mades, prompts)
         logits = self.model.head(hidden_NE).repeat_interleave(per_prompt, 0)
@@ -137,10 +167,16 @@ class LocalEngine:
         starts = [int(prompt.position_3P.max()) + 1 for prompt in prompts for _ in range(per_prompt)]
         flat = [draw for own in draws for draw in own]
         fresh = partial(Decode, mades, per_prompt, max_tokens, begun)
-        with _alone(hidden_NE, len(flat), max(len(prompt.ids) for prompt in prompts)):
-            rows = iter(self._rows(fresh, starts, flat, logits, max_tokens))
+        with alone(hidden_NE, len(flat), max(len(prompt.ids) for prompt in prompts)):
+            mine = self._rows(fresh, starts, flat, logits, max_tokens)
+        return self.ranks.sequence.woven(mine)
+
+    def _groups(
+        self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], answers: Sequence[Written]
+    ) -> list[Group]:
+        every = iter(answers)
         return [
-            Group(prompt, tuple(self._answer(draw, *next(rows)) for draw in own))
+            Group(prompt, tuple(self._answer(draw, *next(every)) for draw in own))
             for prompt, own in zip(prompts, draws, strict=True)
         ]
 
@@ -151,13 +187,18 @@ class LocalEngine:
         draws: Sequence[Draw],
         logits: Tensor,
         max_tokens: int,
-    ) -> list[tuple[list[int], list[float]]]:
-        """Tokens and log-probabilities of every answer; `starts`: positions of their first tokens."""
+    ) -> list[Written]:
+        """Every answer that is this rank's to decode; `starts`: positions of their first tokens."""
+        axis = self.ranks.sequence
+        mine = torch.arange(axis.index, len(draws), axis.size, device=logits.device)
+        if not len(mine):
+            return []
         while True:
             recorder = recorder_for(self.model)
             step = Step(self.model, fresh(static=recorder is not None), starts, recorder, self.say)
             try:
-                return _Loop(step, self.model.end_ids, draws, max_tokens).run(logits)
+                loop = Loop(step, self.model.end_ids, draws, max_tokens)
+                return loop.run(logits, mine if axis.size > 1 else None)
             except Disagreement:
                 continue  # from now on without a recorder
 
@@ -187,89 +228,7 @@ class LocalEngine:
         return Answer(tuple(kept), tuple(logprobs[:end]), text, "stop" if end else "length", draw.seed, self.weights)
 
 
-class _Loop:
-    """Token by token, until every answer has ended; answers that have ended leave when they are half of all."""
-
-    def __init__(self, step: Step, ends: Sequence[int], draws: Sequence[Draw], max_tokens: int) -> None:
-        self.step, self.max_tokens = step, max_tokens
-        chance = np.stack([np.random.Generator(np.random.Philox(key=draw.seed)).random(max_tokens) for draw in draws])
-        self.chance_At = torch.from_numpy(chance).to(step.device)
-        self.heat_A1 = torch.tensor([[draw.temperature] for draw in draws], device=step.device)
-        self.greedy = not any(draw.temperature for draw in draws)
-        self.ends = torch.tensor(ends, device=step.device)
-
-    def run(self, logits_AV: Tensor) -> list[tuple[list[int], list[float]]]:
-        """Of every answer its tokens and their log-probabilities; what follows an end token means nothing."""
-        found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(logits_AV))]
-        done_A = torch.zeros(len(logits_AV), dtype=torch.bool, device=logits_AV.device)
-        ids: list[Tensor] = []
-        logprobs: list[Tensor] = []
-        for step in range(self.max_tokens):
-            next_A, logprob_A = self._draw(logits_AV, step)
-            ids.append(next_A)
-            logprobs.append(logprob_A)
-            done_A |= torch.isin(next_A, self.ends)
-            alive = len(done_A) - int(done_A.sum())
-            if not alive or step == self.max_tokens - 1:
-                break
-            if 2 * alive <= len(done_A):
-                self._write(found, ids, logprobs)
-                ids, logprobs = [], []
-                next_A, done_A = self._only((~done_A).nonzero()[:, 0], next_A, done_A)
-            logits_AV = self.step(next_A, self.max_tokens - 2 - step)
-        self._write(found, ids, logprobs)
-        return found
-
-    def _draw(self, logits_AV: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Next tokens [A], and their log-probabilities under what they were drawn from (greedy: temperature 1)."""
-        if self.greedy:
-            next_A, policy_AV = logits_AV.argmax(-1), logits_AV
-        else:
-            next_A = sample(logits_AV, self.heat_A1, self.chance_At[:, step])
-            policy_AV = logits_AV / torch.where(self.heat_A1 > 0, self.heat_A1, 1)
-        return next_A, policy_AV.log_softmax(-1).gather(1, next_A[:, None])[:, 0]
-
-    def _only(self, alive: Tensor, next_A: Tensor, done_A: Tensor) -> tuple[Tensor, Tensor]:
-        self.step.only(alive)
-        self.chance_At, self.heat_A1 = self.chance_At[alive], self.heat_A1[alive]
-        return next_A[alive], done_A[alive]
-
-    def _write(
-        self, found: list[tuple[list[int], list[float]]], ids: Sequence[Tensor], logprobs: Sequence[Tensor]
-    ) -> None:
-        """Adds what was drawn since the last time to the answers that were decoded."""
-        columns = (torch.stack(list(ids), 1).tolist(), torch.stack(list(logprobs), 1).tolist())
-        for answer, own_ids, own_logprobs in zip(self.step.decode.answers, *columns, strict=True):
-            found[answer][0].extend(own_ids)
-            found[answer][1].extend(own_logprobs)
-
-
-@contextmanager
-def _alone(hidden_NE: Tensor, answers: int, longest: int) -> Iterator[None]:
-    """One thread for small decoding steps on a CPU: waking another costs more than its share (measured: half the time
-    for 8 answers of a width of 256, a quarter less for 128 of 96; no gain beyond these bounds).
-    """
-    before = torch.get_num_threads()
-    few = hidden_NE.device.type == "cpu" and answers * hidden_NE.shape[1] < 2**14 and answers * longest < 2**16
-    torch.set_num_threads(1 if few else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _by_film(prompts: Sequence[Prompt]) -> Iterator[Iterator[Prompt]]:
     """Neighbours on the same features together; a prompt without any stands alone."""
     for _, run in groupby(enumerate(prompts), lambda one: one[1].features or one[0]):
         yield (prompt for _, prompt in run)
-
-
-def sample(logits_AV: Tensor, heat_A1: Tensor, chance_A: Tensor) -> Tensor:
-    """The token where the cumulative probability passes `chance`; temperature 0 takes the likeliest.
-
-    chance_A is uniform in [0, 1). Inverse transform sampling: one number decides a token, whatever the batch holds.
-    """
-    greedy_A = logits_AV.argmax(-1)
-    share_AV = (logits_AV.double() / heat_A1.clamp(min=1e-6)).softmax(-1).cumsum(-1)
-    drawn_A = torch.searchsorted(share_AV, (chance_A * share_AV[:, -1])[:, None], right=True)[:, 0]
-    return torch.where(heat_A1[:, 0] > 0, drawn_A.clamp(max=logits_AV.shape[1] - 1), greedy_A)

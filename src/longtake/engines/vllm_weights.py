@@ -46,7 +46,10 @@ def export(model: Network, folder: Path, dtype: torch.dtype, context: int) -> No
     with torch.no_grad(), quiet():
         state = {name: x.to("cpu", dtype) for name, x in merged(model).items()}
         net, state = _bare(model, state, context) if model.rope_rows == 1 else (_whole(model, context), state)
-        net.save_pretrained(folder, state_dict={name: x.clone() for name, x in state.items()})  # tied ones share bytes
+        tied = model.lm_head.weight is model.text.get_input_embeddings().weight
+        own = {"lm_head.weight"} if tied else set()  # of two that share bytes only one would be written
+        state = {name: x.clone() if name in own else x.contiguous() for name, x in state.items()}
+        net.save_pretrained(folder, state_dict=state)
         model.tokenizer.save_pretrained(folder)
     if model.rope_rows != 1:
         largest = {"longest_edge": (context + SPARE) * model.pixels.factor**2}

@@ -77,7 +77,8 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
     from longtake.eval.table import table
     from longtake.rewards.mix import Mix
     from longtake.train.engines import engine_of, films_of
-    from longtake.train.session import decode, read_rows
+    from longtake.train.footage import decode
+    from longtake.train.session import read_rows
 
     reads = (config.rows, str(config.model))
     if known := begin(log, "eval", config, config.out, fresh=config.fresh, reads=reads, makes=["eval.json"]):
@@ -145,8 +146,8 @@ def _setting(
     from longtake.eval.summary import Outcome
     from longtake.rewards.extract import result
     from longtake.rewards.mix import Mix
+    from longtake.train.footage import encode
     from longtake.train.rollout import rollout
-    from longtake.train.session import encode
 
     asked = looks(config, questions, [(policy, control)])
     encode(films, asked, log)

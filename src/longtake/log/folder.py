@@ -22,7 +22,7 @@ from longtake.log.lock import hold
 PACKAGES = ("longtake", "torch", "transformers", "av", "numpy")
 # settings that cannot change a number, so that a run may go on with others (in whatever block they are)
 FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "features", "features_ram", "features_disk"})
-FREE |= {"most_failed", "key_file", "retries", "timeout"}
+FREE |= {"most_failed", "key_file", "retries", "timeout", "ranks.sequence", "ranks.attention"}
 FREE |= {"engine.python", "engine.memory", "engine.context", "engine.patience", "engine.gate"}
 RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists
@@ -57,6 +57,7 @@ class RunFolder:
         *,
         fresh: bool = False,
         chosen: Mapping[str, Any] | None = None,
+        ranks: int = 1,
     ) -> RunFolder:
         """Create the folder, or go on with the run that is in it; `fresh` moves an old run aside first.
 
@@ -79,7 +80,8 @@ class RunFolder:
             refuse_strange(path)
         given = config if chosen is None else plain(chosen)
         run = _same_run(path, stage, config, given) if file.exists() else None
-        now = {"stage": stage, "config": config, "versions": versions(), "machine": machine()}
+        box = machine() | {"ranks": ranks}
+        now = {"stage": stage, "config": config, "versions": versions(), "machine": box}
         if run is not None:
             now["status"] = RUNNING
             folder = cls(path, run | now, resumed=True, was_done=run["status"] == DONE)

@@ -2,6 +2,7 @@
 
 On a terminal one line with the time left; in a pipe one JSON line a step; with `--json` that goes to stderr, so that
 stdout holds the final JSON object alone.
+Of several ranks the first owns the run folder and speaks; the others take all calls (see log.seat).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from longtake.log.files import append_jsonl, plain, read_jsonl, write_jsonl
 from longtake.log.folder import RUNNING, RunFolder, flat
+from longtake.log.seat import Nowhere, Seat
 
 TELLING = ("reward", "accuracy", "loss", "format", "length", "grad_norm", "lr")  # numbers for the line, best first
 ON_LINE = 4
@@ -36,7 +38,7 @@ class Counter:
         self._log.show(self.name, self.done, self.total, "")
 
 
-class Log:
+class Log(Seat):
     """One for a command. Example:
 
     log = Log()
@@ -46,8 +48,12 @@ class Log:
     log.step(3, 200, {"reward": 0.6})
     """
 
-    def __init__(self, *, json_output: bool = False, stream: TextIO | None = None) -> None:
-        self.stream = stream or (sys.stderr if json_output else sys.stdout)
+    def __init__(
+        self, *, json_output: bool = False, stream: TextIO | None = None, rank: int = 0, ranks: int = 1
+    ) -> None:
+        super().__init__(rank, ranks)
+        spoken = stream or (sys.stderr if json_output else sys.stdout)
+        self.stream = spoken if self.leads else Nowhere()
         self.json_output = json_output
         self.terminal = self.stream.isatty()
         self.folder: RunFolder | None = None
@@ -81,6 +87,8 @@ class Log:
         if self._stack:
             self._count(now)
         self._stack.append((name, now))
+        self.write(f"phase {name}")
+        self._move(name, self.place[1])
         try:
             yield
         finally:
@@ -89,6 +97,7 @@ class Log:
             self._stack.pop()
             if self._stack:
                 self._stack[-1] = (self._stack[-1][0], now)
+        self._move(*(self._stack[-1][0], self.place[1]) if self._stack else ("", ""))
 
     def _count(self, now: float) -> None:
         name, since = self._stack[-1]
@@ -115,6 +124,7 @@ class Log:
         spent = {name: round(value - self._before.get(name, 0.0), 4) for name, value in self.seconds.items()}
         row = {"step": step, **numbers, "seconds": {name: value for name, value in spent.items() if value}}
         self._before = dict(self.seconds)
+        self.write(f"step {step} of {total}")
         if self.folder:
             append_jsonl(self.folder.path / "metrics.jsonl", row)
             if time.monotonic() - self._saved > SAVE_EVERY:
@@ -138,6 +148,11 @@ class Log:
         """A sentence worth keeping: shown, and kept in run.json for the report."""
         if self.folder:
             self.folder.add_note(text)
+        self.aside(text)
+
+    def aside(self, text: str) -> None:
+        """A sentence that matters now: shown, and kept nowhere but in this rank's text."""
+        self.write(text)
         if self.terminal:
             self._console().print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -163,6 +178,7 @@ class Log:
 
     def show(self, name: str, done: int, total: int, text: str) -> None:
         """Move a progress line on a terminal; in a pipe say it every SAVE_EVERY seconds."""
+        self.moves += 1
         if not self.terminal:
             if time.monotonic() - self._spoke > SAVE_EVERY:
                 self._line({"progress": name, "done": done, "total": total})

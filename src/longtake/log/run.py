@@ -36,12 +36,42 @@ def begin(
 ) -> dict[str, Any] | None:
     """Opens the run folder for `log`; of a run that had ended well it returns its result, else None.
 
+    Of several ranks the first does so, and all get its verdict.
+
     `makes`: files in the folder, the result first; if one of them is gone the run has not ended and goes on. What it
     `reads` may not change under its results; a `mendable` run that has not ended takes the change and says so.
     Raises UserError if `out` holds another run, or one of other contents of `reads`.
     """
+    known = log.first(lambda: _opened(log, stage, config, out, fresh, reads, makes, mendable))
+    if known is None:
+        log.keep(out)
+    return known
+
+
+def finish(log: Log, summary: dict[str, Any], result: str = "summary.json") -> dict[str, Any]:
+    """Writes the result and marks the run done; returns the result, the first rank's on every rank."""
+
+    def written() -> dict[str, Any]:
+        assert log.folder is not None, "begin() opened it"
+        write_json_atomic(log.folder.path / result, summary)
+        log.folder.set_status(DONE)
+        return summary
+
+    return log.first(written)
+
+
+def _opened(
+    log: Log,
+    stage: str,
+    config: Described,
+    out: Path,
+    fresh: bool,
+    reads: Sequence[str | Path],
+    makes: Sequence[str],
+    mendable: bool,
+) -> dict[str, Any] | None:
     chosen = config.model_dump(mode="json", exclude_defaults=True)
-    folder = RunFolder.open(out, stage, config.model_dump(mode="json"), fresh=fresh, chosen=chosen)
+    folder = RunFolder.open(out, stage, config.model_dump(mode="json"), fresh=fresh, chosen=chosen, ranks=log.ranks)
     log.open(folder)
     whole = folder.was_done and all((out / name).exists() for name in makes)
     if whole:
@@ -55,14 +85,6 @@ def begin(
         log.note(f"{name} has changed since this run began; it goes on with what is there now")
     folder.set_reads(prints)
     return dict(read_json(out / makes[0])) if whole else None
-
-
-def finish(log: Log, summary: dict[str, Any], result: str = "summary.json") -> dict[str, Any]:
-    """Writes the result and marks the run done; returns the result."""
-    assert log.folder is not None, "begin() opened it"
-    write_json_atomic(log.folder.path / result, summary)
-    log.folder.set_status(DONE)
-    return summary
 
 
 def fingerprint(path: Path) -> str:

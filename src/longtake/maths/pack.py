@@ -141,7 +141,7 @@ def _shared(prompts: Sequence[Prompt], lead: int) -> int:
 
 def stem(row: PrefixRow) -> PrefixRow:
     """The row's prefixes alone, as `pack` makes them of prompts without answers."""
-    place_U = _places(row.layout, inner=True)
+    place_U = _places(row.layout)
     none = row.predict_R[:0]
     return replace(
         row,
@@ -157,57 +157,75 @@ def stem(row: PrefixRow) -> PrefixRow:
     )
 
 
-def answer_rows(row: PrefixRow, most: int, together: int = 1) -> Iterator[AnswerRow]:
+def answer_rows(row: PrefixRow, most: int, together: int = 1, dealt: tuple[int, int] = (0, 1)) -> Iterator[AnswerRow]:
     """The row's answers in runs of at most `most` fed tokens, in order; a longer answer stands alone.
 
-    `together` neighbours (2: the answers of a pair) are never parted.
+    `together` neighbours (2: the answers of a pair) are never parted. dealt: (rank, ranks) gives that rank's answers
+    alone, of all ranks' about equally many tokens.
     """
-    lengths = [segment.length for segment in row.layout.segments if not segment.inner]
-    place_A = _places(row.layout, inner=False)
+    answers = [segment for segment in row.layout.segments if not segment.inner]
+    units = [answers[first : first + together] for first in range(0, len(answers), together)]
+    lengths = [sum(segment.length for segment in unit) for unit in units]
+    owners = _dealt(lengths, dealt[1])
+    run: list[int] = []
+    for unit, length in enumerate(lengths):
+        if owners[unit] != dealt[0]:
+            continue
+        if run and sum(lengths[one] for one in run) + length > most:
+            yield _answers(row, {first * together + place for first in run for place in range(together)})
+            run = []
+        run.append(unit)
+    if run:
+        yield _answers(row, {first * together + place for first in run for place in range(together)})
+
+
+def _dealt(lengths: Sequence[int], ranks: int) -> list[int]:
+    """Whose each of these is: the longest first, each to whom has least."""
+    owners, load = [0] * len(lengths), [(0, 0)] * ranks  # tokens and units
+    for unit in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        rank = min(range(ranks), key=load.__getitem__)
+        owners[unit], load[rank] = rank, (load[rank][0] + lengths[unit], load[rank][1] + 1)
+    return owners
+
+
+def _answers(row: PrefixRow, mine: set[int]) -> AnswerRow:
+    """Those answers of the row."""
+    answers = [segment for segment in row.layout.segments if not segment.inner]
+    ends = len(row.layout.segments) - len(answers)
+    picked = [segment for number, segment in enumerate(answers) if number in mine]
+    none = torch.empty(0, dtype=torch.int64)
+    here_A = torch.cat([none, *(torch.arange(one.start, one.start + one.length) for one in picked)])
     source_T = _sources(row.layout)
-    ends = sum(segment.inner for segment in row.layout.segments)
-    first = at = 0
-    while first < len(lengths):
-        stop = first + together
-        tokens = sum(lengths[first:stop])
-        while stop < len(lengths) and tokens + sum(lengths[stop : stop + together]) <= most:
-            tokens += sum(lengths[stop : stop + together])
-            stop += together
-        mine_R = (row.answer_R >= first) & (row.answer_R < stop)
-        source_R = source_T[row.predict_R[mine_R]]
-        here_A = place_A[at : at + tokens]
-        yield AnswerRow(
-            layout=_only(row.layout, first, stop),
-            ids_A=row.ids_T[here_A],
-            position_3A=row.position_3T[:, here_A],
-            source_R=torch.where(source_R < ends, source_R, source_R - at),
-            target_R=row.target_R[mine_R],
-            weight_R=row.weight_R[mine_R],
-            old_logprob_R=row.old_logprob_R[mine_R],
-            answer_R=row.answer_R[mine_R],
-        )
-        first, at = stop, at + tokens
+    source_T[here_A] = ends + torch.arange(len(here_A))
+    mine_R = torch.isin(row.answer_R, torch.tensor(sorted(mine)))
+    return AnswerRow(
+        layout=_only(row.layout, mine),
+        ids_A=row.ids_T[here_A],
+        position_3A=row.position_3T[:, here_A],
+        source_R=source_T[row.predict_R[mine_R]],
+        target_R=row.target_R[mine_R],
+        weight_R=row.weight_R[mine_R],
+        old_logprob_R=row.old_logprob_R[mine_R],
+        answer_R=row.answer_R[mine_R],
+    )
 
 
-def _places(layout: Layout, *, inner: bool) -> Tensor:
-    """Places in the row of all inner segments, or of all answers, in order."""
-    found = [torch.arange(s.start, s.start + s.length) for s in layout.segments if s.inner == inner]
+def _places(layout: Layout) -> Tensor:
+    """Places in the row of all inner segments, in order."""
+    found = [torch.arange(s.start, s.start + s.length) for s in layout.segments if s.inner]
     return torch.cat([torch.empty(0, dtype=torch.int64), *found])
 
 
 def _sources(layout: Layout) -> Tensor:
-    """[T] where the hidden state of a place is found (AnswerRow.source_R); -1 inside a prefix."""
+    """[T] where the hidden state of a place is found (AnswerRow.source_R); -1 where that is no inner segment's end."""
     source_T = torch.full((layout.total,), -1)
-    segments = layout.segments
-    for number, segment in enumerate(s for s in segments if s.inner):
+    for number, segment in enumerate(s for s in layout.segments if s.inner):
         source_T[segment.start + segment.length - 1] = number
-    place_A = _places(layout, inner=False)
-    source_T[place_A] = sum(s.inner for s in segments) + torch.arange(len(place_A))
     return source_T
 
 
-def _only(layout: Layout, first: int, stop: int) -> Layout:
-    """The layout with the answers `first` to `stop` alone."""
+def _only(layout: Layout, mine: set[int]) -> Layout:
+    """The layout with those answers alone."""
     count = 0
 
     def cut(node: Node) -> Node:
@@ -217,7 +235,7 @@ def _only(layout: Layout, first: int, stop: int) -> Layout:
             if not isinstance(child, int):
                 children.append(cut(child))
                 continue
-            if first <= count < stop:
+            if count in mine:
                 children.append(child)
             count += 1
         return node[0], tuple(children)

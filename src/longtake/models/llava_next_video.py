@@ -58,7 +58,7 @@ class LlavaNextVideo(Network):
             raise UserError("config.json is wrong", why=why)
         super().__init__(net, net.model.language_model, tokenizer, pixels, rope_rows=1)
         self._tower = Eyes(net.model)
-        self.film_pad: int = getattr(net.config, "video_token_id", net.config.image_token_id)
+        self.film_pad = self.pad(net.config)
         self.picture_pad: int = net.config.image_token_id
         self._reduce(reduction)
 
@@ -72,6 +72,11 @@ class LlavaNextVideo(Network):
         constants = folder if any((folder / name).is_file() for name in FILES) else base
         pixels, reduction = read_llava(constants, net.config)
         return cls(net, read_tokenizer(words), pixels, reduction or cls.learned(net.config))
+
+    @staticmethod
+    def pad(config: Any) -> int:
+        """The token that stands for what is seen of a film."""
+        return int(config.video_token_id)
 
     @staticmethod
     def learned(config: Any) -> Reduction:
@@ -106,14 +111,16 @@ class LlavaNextVideo(Network):
         as the processor does; None = a picture. Raises UserError."""
         return self.pixels.fit(width, height, frames, max_pixels)
 
-    def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
-        """Tower, projector and reduction over films of uint8 [F, H, W, 3] and pictures [H, W, 3]; differentiable in
-        grad mode. The tower sees every square alone, so every film gives the same as alone, to float tolerance."""
+    def seen(self, films: Sequence[np.ndarray]) -> list[Tensor]:
+        """[F, grid, grid, D] of each film of uint8 [F, H, W, 3], [T, …] of each picture [H, W, 3]: the tower's patches,
+        or their projections [., E] where frames are reduced behind the projector.
+
+        The tower sees every square alone, so every film gives the same as alone, to float tolerance.
+        """
         if not films:
             return []
         squares = [self._squares(film) for film in films]
-        parts = self._seen(np.concatenate(squares)).split([len(each) for each in squares])
-        return [Features(self._read(film, z_FggD)[None]) for film, z_FggD in zip(films, parts, strict=True)]
+        return list(self._seen(np.concatenate(squares)).split([len(each) for each in squares]))
 
     def _squares(self, film: np.ndarray) -> np.ndarray:
         """uint8 [F, S, S, 3]."""
@@ -121,30 +128,30 @@ class LlavaNextVideo(Network):
         return self.pixels.tiles(film) if tiled else self.pixels.squares(film if film.ndim == 4 else film[None])
 
     def _seen(self, squares_FSSC: np.ndarray) -> Tensor:
-        """[F, grid, grid, D]: what the tower's layers of config.json say of every patch."""
+        """[F, grid, grid, D]: what the tower's layers of config.json say of every patch; [., E] if projected first."""
         config, grid, slabs = self.net.config, self.pixels.grid, []
         layers = config.vision_feature_layer
         for start in range(0, len(squares_FSSC), SLAB):
             x = self.pixels.normalised(squares_FSSC[start : start + SLAB], self.net.device).to(self.net.dtype)
             states = self.net.model.vision_tower(x, output_hidden_states=True).hidden_states
             z = torch.cat([states[layer] for layer in ([layers] if isinstance(layers, int) else layers)], -1)
-            slabs.append(z[:, 1:] if config.vision_feature_select_strategy == "default" else z)
+            z = z[:, 1:] if config.vision_feature_select_strategy == "default" else z
+            slabs.append(z if self.reduction.before else self.net.model.multi_modal_projector(z))
         return torch.cat(slabs).unflatten(1, (grid, grid))
 
-    def _read(self, film: np.ndarray, z_FggD: Tensor) -> Tensor:
-        """[N, E] of one film or picture."""
-        project = self.net.model.multi_modal_projector
-        if film.ndim == 4:
-            return reduce(z_FggD, self.reduction, project, self._newline())
-        z_TggE = project(z_FggD)
+    def read(self, seen: Tensor, shape: tuple[int, ...]) -> Features:
+        project = self.net.model.multi_modal_projector if self.reduction.before else lambda z: z
+        if len(shape) == 4:
+            return Features(reduce(seen, self.reduction, project, self._newline())[None])
+        z_TggE = project(seen)
         if not self.pixels.pinpoints:
-            return z_TggE.flatten(0, 2)
-        how = self.pixels.tiling(film.shape[1], film.shape[0])
+            return Features(z_TggE.flatten(0, 2)[None])
+        how = self.pixels.tiling(shape[1], shape[0])
         whole_NE, tiles = z_TggE[0].flatten(0, 1), z_TggE[1:].unflatten(0, (how.rows, how.columns))
         plane_hwE = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         plane_hwE = plane_hwE[how.top : how.top + how.high, how.left : how.left + how.wide]
         newline_hE = self.net.model.image_newline.to(plane_hwE.dtype).expand(how.high, 1, -1)
-        return torch.cat([whole_NE, torch.cat([plane_hwE, newline_hE], 1).flatten(0, 1)])
+        return Features(torch.cat([whole_NE, torch.cat([plane_hwE, newline_hE], 1).flatten(0, 1)])[None])
 
     def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
         """Chat template, visual tokens and positions; ends with the assistant header. Text only when receipt is None.
@@ -246,6 +253,11 @@ class LlavaNext(LlavaNextVideo):
 
     family = "llava_next"
     classes: ClassVar[str] = "LlavaNextForConditionalGeneration"
+
+    @staticmethod
+    def pad(config: Any) -> int:
+        """A picture's: it has no other."""
+        return int(config.image_token_id)
 
     @staticmethod
     def learned(config: Any) -> Reduction:

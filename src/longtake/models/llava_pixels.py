@@ -19,7 +19,7 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.models.checkpoint import Colour, colours, first_line, read_json
-from longtake.models.pixels import FILES, LONGEST_ASPECT, first_of
+from longtake.models.pixels import FILES, check_aspect, first_of
 from longtake.models.reduce import Reduction
 
 OURS = "longtake"  # the entry of the processor's file that is ours
@@ -73,9 +73,7 @@ class LlavaPixels:
         if max_pixels is not None and max_pixels < self.size**2:
             why = f"this vision tower sees {self.size} x {self.size} = {self.size**2} pixels, whatever a frame has"
             raise UserError(f"max_pixels {max_pixels} is too small", why=why, fix="raise max_pixels, or leave it out")
-        if max(width, height) > LONGEST_ASPECT * min(width, height):
-            what = f"a film or picture of {width} x {height} pixels is too long and thin"
-            raise UserError(what, why=f"the longer side is more than {LONGEST_ASPECT} times the shorter", fix="crop it")
+        check_aspect(width, height)
         if frames is None and not self.pictures:
             why = "it tiles them in a way that longtake does not know (anyres_max)"
             raise UserError("this model's pictures cannot be shown", why=why, fix="rows with films")

@@ -42,8 +42,8 @@ class Sent:
 class Network(Decoder, ABC):
     """A family's network with its tokenizer and the constants of its processor (see protocols.Model).
 
-    A family says how films become features (`fit`, `encode`, `tower`), what a prompt looks like (`prompt`), and how its
-    folder is read (`load`) and written (`files`). Example: Qwen3VL.load(base, folder, torch.float32).
+    A family says how films become features (`fit`, `seen`, `read`, `tower`), what a prompt looks like (`prompt`), and
+    how its folder is read (`load`) and written (`files`). Example: Qwen3VL.load(base, folder, torch.float32).
     """
 
     family: ClassVar[str]  # model_type in config.json
@@ -88,12 +88,23 @@ class Network(Decoder, ABC):
     def fit(self, width: int, height: int, frames: int | None, max_pixels: int | None = None) -> tuple[int, int]:
         """Size in pixels (width, height) to which decoded frames are resized; None = a picture. Raises UserError."""
 
-    @abstractmethod
     def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
         """Vision tower over films of uint8 [F, H, W, 3]; differentiable in grad mode; each gives the same as alone.
 
         A picture is a film of one frame, or [H, W, 3] for a family with `stills`.
         """
+        return [self.read(seen, film.shape) for film, seen in zip(films, self.seen(films), strict=True)]
+
+    @abstractmethod
+    def seen(self, films: Sequence[np.ndarray]) -> list[Tensor]:
+        """What the tower makes of films, pictures, or whole temporal patches of a film: rows [., …] of each, in order.
+
+        Rows behind one another, from whatever parts of a film, are those of the whole; they are of one shape.
+        """
+
+    @abstractmethod
+    def read(self, seen: Tensor, shape: tuple[int, ...]) -> Features:
+        """What the language model reads of a film or picture of that shape; `seen`: all its rows, no pixels."""
 
     def shown(self, frames_FHWC: np.ndarray) -> np.ndarray:
         """What of decoded frames (not of a picture) the tower sees, for people to look at."""
@@ -145,7 +156,8 @@ class Network(Decoder, ABC):
             else:
                 adapter_files.save(self.adapter, folder)
             heads.save(self.heads, folder)
-        for own in (folder, *filter(Path.is_dir, folder.iterdir())):  # other adapters have folders inside
+        inside = folder.glob(f"*/{adapter_files.CONFIG}")  # other adapters have folders there
+        for own in (folder, *(file.parent for file in inside)):
             context_file.save(self.context, own)
         self.tokenizer.save_pretrained(folder / self.words)
         for name, content in self.files().items():

@@ -103,17 +103,25 @@ class NVILA(Network):
         """Size in pixels (width, height) to which decoded frames are resized; None = a picture. Raises UserError."""
         return self.pixels.fit(width, height, frames, max_pixels)
 
-    def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
-        """Tower and projector over films of uint8 [F, H, W, 3] and pictures [H, W, 3], all frames and tiles together;
-        differentiable in grad mode.
+    def seen(self, films: Sequence[np.ndarray]) -> list[Tensor]:
+        """Projected tokens [., E] of films of uint8 [F, H, W, 3] and pictures [H, W, 3], all frames and tiles together.
 
         A frame attends to itself only, so every film gives the same as alone, to float tolerance.
         """
         shots = [self.pixels.cut(film) if film.ndim == 3 else film for film in films if not self._at_scales(film)]
         token_FNE = self._seen(np.concatenate(shots) if len(shots) > 1 else shots[0]) if shots else torch.empty(0)
         parts = iter(token_FNE.split([len(shot) for shot in shots]))
-        made = [self._whole(film) if self._at_scales(film) else self._pooled(next(parts), film) for film in films]
-        return [Features(token_NE[None]) for token_NE in made]
+        return [self._whole(film) if self._at_scales(film) else next(parts).flatten(0, 1) for film in films]
+
+    def read(self, seen: Tensor, shape: tuple[int, ...]) -> Features:
+        """Pooled, if it is a film and the checkpoint or a reduction says so."""
+        if len(shape) == 3 or not (self.reduction or self.pixels.pools):
+            return Features(seen[None])
+        token_FNE = seen.unflatten(0, (shape[0], -1))
+        if self.reduction:
+            square = self.pixels.side, self.pixels.side
+            return Features(reduce(token_FNE.unflatten(1, square), self.reduction, lambda token: token, None)[None])
+        return Features(pooled(token_FNE, self.pixels.pools)[None])
 
     def _at_scales(self, film: np.ndarray) -> bool:
         """It is a picture, of which the tower sees one map."""
@@ -127,15 +135,6 @@ class NVILA(Network):
 
     def _normal(self, frames_FHWC: np.ndarray) -> Tensor:
         return self.pixels.normal(frames_FHWC, self.net.device).to(self.net.dtype)
-
-    def _pooled(self, token_FNE: Tensor, film: np.ndarray) -> Tensor:
-        """[., E] of a film; of a picture, or without pools, the tokens as they are."""
-        if film.ndim == 3 or not (self.reduction or self.pixels.pools):
-            return token_FNE.flatten(0, 1)
-        if self.reduction:
-            square = self.pixels.side, self.pixels.side
-            return reduce(token_FNE.unflatten(1, square), self.reduction, lambda token: token, None)
-        return pooled(token_FNE, self.pixels.pools)
 
     def _whole(self, picture_HWC: np.ndarray) -> Tensor:
         scaled = [(self._normal(tiles), shape) for tiles, shape in self.pixels.scaled(picture_HWC)]

@@ -73,9 +73,7 @@ class Pixels:
         if max_pixels is not None and max_pixels < self.factor**2:
             why = f"one visual token is {self.factor} x {self.factor} = {self.factor**2} pixels"
             raise UserError(f"max_pixels {max_pixels} is too small", why=why, fix="raise max_pixels")
-        if max(width, height) > LONGEST_ASPECT * min(width, height):
-            what = f"a film or picture of {width} x {height} pixels is too long and thin"
-            raise UserError(what, why=f"the longer side is more than {LONGEST_ASPECT} times the shorter", fix="crop it")
+        check_aspect(width, height)
 
     def _fit_picture(self, width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
         return self._fit_one(width, height, self.image_shortest_edge, self.image_longest_edge, max_pixels)
@@ -211,6 +209,13 @@ def read_pixels(folder: Path, kind: type[Pixels] = Pixels) -> Pixels:
         raise UserError("the video processor's file is incomplete", where=str(folder), why=f"no {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError("the video processor's file is wrong", where=str(folder), why=first_line(error)) from error
+
+
+def check_aspect(width: int, height: int) -> None:
+    """Raises UserError for a film or picture that is too long and thin."""
+    if max(width, height) > LONGEST_ASPECT * min(width, height):
+        what = f"a film or picture of {width} x {height} pixels is too long and thin"
+        raise UserError(what, why=f"the longer side is more than {LONGEST_ASPECT} times the shorter", fix="crop it")
 
 
 def _edges(content: Mapping[str, Any], size: Mapping[str, Any] | None = None) -> dict[str, Any]:

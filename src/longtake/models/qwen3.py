@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longtake.errors import UserError
 from longtake.models.checkpoint import network, read_tokenizer
 from longtake.models.network import Network
-from longtake.records import Features, Prompt, Question, Receipt
+from longtake.records import Prompt, Question, Receipt
 
 
 class Qwen3(Network):
@@ -41,11 +41,15 @@ class Qwen3(Network):
         """Raises UserError."""
         raise _blind()
 
-    def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
+    def seen(self, films: Sequence[np.ndarray]) -> list[Tensor]:
         """[] of no films; raises UserError of any."""
         if films:
             raise _blind()
         return []
+
+    def read(self, seen: Tensor, shape: tuple[int, ...]) -> NoReturn:
+        """Raises UserError."""
+        raise _blind()
 
     def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
         """Chat template and positions; ends with the assistant header. Raises UserError for a film or picture."""

@@ -88,23 +88,25 @@ class QwenVL(Network):
         """Size in pixels (width, height) to which decoded frames are resized; None = a picture. Raises UserError."""
         return self.pixels.fit(width, height, frames, max_pixels)
 
-    def encode(self, films: Sequence[np.ndarray]) -> list[Features]:
-        """Vision tower over films of uint8 [F, H, W, 3], those of one size together; differentiable in grad mode.
+    def seen(self, films: Sequence[np.ndarray]) -> list[Tensor]:
+        """[N, L, E] of each of these films, or parts of films, of uint8 [F, H, W, 3], those of one size together.
 
         A frame attends to itself only and positions do not know the time, so films may be joined and cut between
         temporal patches: every film gives the same as alone, to float tolerance.
         """
-        made: list[Features] = []
+        rows: list[Tensor] = []
         for _, same in groupby(films, key=lambda frames_FHWC: frames_FHWC.shape[1:]):
             group = list(same)
             grids = [self.pixels.grid(film.shape[2], film.shape[1], len(film)) for film in group]
-            level_LNE = self._tower(group[0] if len(group) == 1 else np.concatenate(group))
-            counts = [grid[0] * self.tokens(grid) for grid in grids]
-            made += [Features(part) for part in level_LNE.split(counts, dim=1)]
-        return made
+            row_NLE = self._tower(group[0] if len(group) == 1 else np.concatenate(group))
+            rows += row_NLE.split([grid[0] * self.tokens(grid) for grid in grids])
+        return rows
+
+    def read(self, seen: Tensor, shape: tuple[int, ...]) -> Features:
+        return Features(seen.transpose(0, 1))
 
     def _tower(self, frames_FHWC: np.ndarray) -> Tensor:
-        """[L, N, E] of frames of one size, in slabs of whole temporal patches."""
+        """[N, L, E] of frames of one size, in slabs of whole temporal patches."""
         _, h, w = self.pixels.grid(frames_FHWC.shape[2], frames_FHWC.shape[1], len(frames_FHWC))
         step = max(1, SLAB // (h * w)) * self.temporal_patch
         slabs = []
@@ -113,8 +115,8 @@ class QwenVL(Network):
             patches = self.pixels.patchify(slab, self.net.device).to(self.net.dtype)
             grid = torch.tensor([[len(slab) // self.temporal_patch, h, w]], device=self.net.device)
             out = self.tower(patches, grid_thw=grid)
-            slabs.append(torch.stack([out.pooler_output, *getattr(out, "deepstack_features", ())]))
-        return torch.cat(slabs, dim=1) if len(slabs) > 1 else slabs[0]
+            slabs.append(torch.stack([out.pooler_output, *getattr(out, "deepstack_features", ())], dim=1))
+        return torch.cat(slabs) if len(slabs) > 1 else slabs[0]
 
     def prompt(self, question: Question, receipt: Receipt | None, features: str | None) -> Prompt:
         """Chat template, visual tokens and positions; ends with the assistant header. Text only when receipt is None.

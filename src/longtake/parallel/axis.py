@@ -6,7 +6,7 @@ difference alone, and only on the way. Nothing here knows what the rows mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+Thing = TypeVar("Thing")
 PATIENCE = timedelta(hours=6)  # of a call for slow ranks; whether they are alive is parallel.watch's business
 BUCKET = 2**26  # numbers that are summed in one call
 
@@ -67,6 +68,17 @@ class Axis:
     def any(self, here: bool) -> bool:
         """Whether it is so on any rank."""
         return any(self.gather(here))
+
+    def deal(self, things: Sequence[Thing], work: Callable[[Thing], T]) -> list[T]:
+        """[things] what `work` made of each: every rank does some, all get all, in order."""
+        return self.woven([work(thing) for thing in things[self.index :: self.size]])
+
+    def woven(self, mine: Sequence[T]) -> list[T]:
+        """All results, in order, of things that were dealt out in turn: rank r had the r-th, the r + size-th, …"""
+        if self.size == 1:
+            return list(mine)
+        every = self.gather(list(mine))
+        return [every[place % self.size][place // self.size] for place in range(sum(map(len, every)))]
 
     def wait(self) -> None:
         """Until all are here."""

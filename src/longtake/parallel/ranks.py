@@ -6,11 +6,16 @@ Launched by torchrun, which says who is who in the environment; without it one r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from longtake.parallel.axis import ALONE, PATIENCE, Axis, Traffic
+
+How = Literal["gather", "ulysses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +28,28 @@ class Ranks:
     world: Axis = ALONE
     data: Axis = ALONE
     sequence: Axis = ALONE
+    how: How = "gather"  # attention over a sequence, see runtime.shared
 
 
-def join() -> None:
+ONE = Ranks()
+
+
+def meet() -> Store:
+    """What torchrun keeps for its ranks: words that outlive who said them."""
+    found, _, _ = next(iter(rendezvous("env://")))
+    return found
+
+
+def join(store: Store, rank: int, size: int) -> None:
     """Meets the other ranks that torchrun started: NCCL between GPUs, gloo between processors.
 
     Each rank of a machine takes a GPU of its own where there are any.
     """
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(dist.get_node_local_rank())
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
-    else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=PATIENCE)
 
 
 def leave() -> None:
@@ -50,7 +65,7 @@ def here() -> Axis:
     return Axis(dist.get_rank(), dist.get_world_size(), None, Traffic())
 
 
-def mesh(world: Axis, degree: int) -> Ranks:
+def mesh(world: Axis, degree: int, how: How = "gather") -> Ranks:
     """The world as sequences of `degree` ranks each, to be called by all ranks with the same degree.
 
     Raises ValueError unless the degree divides the number of ranks.
@@ -59,7 +74,7 @@ def mesh(world: Axis, degree: int) -> Ranks:
         raise ValueError(f"{world.size} ranks cannot be sequences of {degree} each")
     sequences = [list(range(start, start + degree)) for start in range(0, world.size, degree)]
     replicas = [list(range(place, world.size, degree)) for place in range(degree)]
-    return Ranks(world, _axis(world, replicas), _axis(world, sequences))
+    return Ranks(world, _axis(world, replicas), _axis(world, sequences), how)
 
 
 def _axis(world: Axis, groups: list[list[int]]) -> Axis:

@@ -57,10 +57,11 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.rewards.mix import Mix
     from longtake.runtime.films import Look
     from longtake.train.engines import engine_of, films_of
+    from longtake.train.footage import decode, encode
     from longtake.train.keep import keep
     from longtake.train.keys import keyed
     from longtake.train.rollout import rollout
-    from longtake.train.session import decode, encode, read_rows
+    from longtake.train.session import read_rows
 
     files = SPLITS + (RIGHT,) * (config.keep_right > 0)
     reads, makes = (config.rows, config.model), ("summary.json", *(f"{name}.jsonl" for name in files))
@@ -92,8 +93,9 @@ def run(config: Config, log: Log) -> dict[str, Any]:
                 keep(config.out, step, seen, [[None] * config.answers] * len(looks), films)
             log.step(step, len(starts), {"accuracy": seen.accuracy})
             lines.append({"batch": step, **tally(config, seen)})
-            append_jsonl(rates_file, lines[-1])
-    return finish(log, write_files(config, questions, lines))
+            if log.leads:
+                append_jsonl(rates_file, lines[-1])
+    return finish(log, log.first(lambda: write_files(config, questions, lines)))
 
 
 def write_files(config: Config, questions: list[Question], lines: list[dict[str, Any]]) -> dict[str, Any]:

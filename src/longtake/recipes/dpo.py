@@ -25,6 +25,7 @@ from longtake.log import Log, begin, finish
 from longtake.train.adapter_settings import Adapter
 from longtake.train.context_settings import Context
 from longtake.train.memory import Memory, PrefixGradient
+from longtake.train.ranks_settings import Ranks
 from longtake.train.settings import Dtype, Optim, Video
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Config(Settings):
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
     memory: Memory = Field(Memory(), description="what is held at once")
+    ranks: Ranks = Field(Ranks(), description="how ranks share the work, under torchrun")
 
     @model_validator(mode="after")
     def _used(self) -> Config:

@@ -30,6 +30,7 @@ from longtake.train.adapter_settings import Adapter
 from longtake.train.context_settings import Context
 from longtake.train.engine_settings import Engine
 from longtake.train.memory import Memory, PrefixGradient
+from longtake.train.ranks_settings import Ranks
 from longtake.train.settings import Dtype, Optim, Video
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Config(Settings):
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
     memory: Memory = Field(Memory(), description="what is held at once")
+    ranks: Ranks = Field(Ranks(), description="how ranks share the work, under torchrun")
     engine: Engine = Field(Engine(), description="what samples the answers")
 
     @model_validator(mode="after")
@@ -98,8 +100,9 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.rewards.model import find, scorers
     from longtake.train import policy
     from longtake.train.engines import outside_of
+    from longtake.train.footage import decode
     from longtake.train.keep import keep
-    from longtake.train.session import decode, open_session
+    from longtake.train.session import open_session
     from longtake.train.step import Objective
 
     on_policy = config.epochs == config.minibatches == 1

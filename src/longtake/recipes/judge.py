@@ -83,7 +83,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
 
     answers = cast.ask("policy", sampling(config, cast), config.max_tokens)
     log.step(1, 3, {"answers": float(len(cast.looks) * config.answers)})
-    strips = keep_strips(config, cast, answers)
+    strips = keep_strips(config, cast, answers) if log.leads else {}
     clips = {look.question.id: cast.clips(look.question) for look in cast.looks}
     wanted = captioning([clip for own in clips.values() for clip in own], prompts, config.seed)
     captions = cast.ask("captioner", wanted, config.context.max_tokens)
@@ -100,11 +100,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     verdicts = cast.ask("judge", asks, config.judge.max_tokens)
     judged = [settle(config.mode, match, verdicts) for match in pairs]
 
-    written = write(config, cast, judged, human, narratives, strips)
+    written = log.first(lambda: write(config, cast, judged, human, narratives, strips))
     summary = summarise(config, cast, judged, len(human), answers, captions, verdicts) | {"written": written}
     log.step(3, 3, {name: float(summary[name]) for name in ("pairs", "kept", "flipped", "ties", "unparsable")})
+    gave_up = cast.gave_up
     cast.close()
-    return end(config, log, summary, cast.gave_up)
+    return end(config, log, summary, gave_up)
 
 
 def sampling(config: Config, cast: Cast) -> list[Ask]:
@@ -187,7 +188,8 @@ def end(config: Config, log: Log, summary: dict[str, Any], gave_up: str) -> dict
     """Everything is on disk: says how it went. Raises UserError if more requests failed than may."""
     failed, requests = summary["requests_failed"], summary["requests"]
     if gave_up or failed > config.judge.most_failed * requests:
-        write_json_atomic(config.out / MAKES[0], {"ok": False, **summary})
+        if log.leads:
+            write_json_atomic(config.out / MAKES[0], {"ok": False, **summary})
         what = "the endpoint does not answer" if gave_up else f"{failed} of {requests} requests failed"
         why = gave_up or f"the last: {summary['last_error']}"
         fix = "run the same command again: what was judged is kept, only the rest is asked"

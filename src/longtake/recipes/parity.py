@@ -49,10 +49,11 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.runtime.films import Look
     from longtake.runtime.load import weights_version
     from longtake.train.engines import films_of, vllm_of
+    from longtake.train.footage import decode, encode
     from longtake.train.keys import keyed
     from longtake.train.parity import measure
     from longtake.train.rollout import draws
-    from longtake.train.session import decode, encode, read_rows
+    from longtake.train.session import read_rows
 
     config.out.mkdir(parents=True, exist_ok=True)
     rows = read_rows(sift_questions, config.rows, config.video, log)[: config.prompts]

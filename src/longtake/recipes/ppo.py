@@ -30,6 +30,7 @@ from longtake.train.adapter_settings import Adapter
 from longtake.train.context_settings import Context
 from longtake.train.engine_settings import Engine
 from longtake.train.memory import Memory, PrefixGradient
+from longtake.train.ranks_settings import Ranks
 from longtake.train.settings import Dtype, Optim, Video
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Config(Settings):
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
     memory: Memory = Field(Memory(), description="what is held at once")
+    ranks: Ranks = Field(Ranks(), description="how ranks share the work, under torchrun")
     engine: Engine = Field(Engine(), description="what samples the answers")
 
     @model_validator(mode="after")
@@ -128,12 +130,12 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "model", "score", "accuracy", "length", "kl_ref"}, means of the last tenth of steps."""
     from longtake.rewards.mix import Mix
     from longtake.rewards.model import RewardModel, find
-    from longtake.train import policy, ppo
+    from longtake.train import footage, policy, ppo
     from longtake.train.engines import outside_of
     from longtake.train.keep import keep
     from longtake.train.oom import explained
     from longtake.train.rollout import NOTHING
-    from longtake.train.session import decode, open_session
+    from longtake.train.session import open_session
 
     config.engine.found()
     reads = (config.rows, config.model, find(config.reward_model))
@@ -151,7 +153,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         config.memory.answer_tokens,
         prefixes=session.prefixes,
     ).scores
-    questions = decode(session.films, rows, config.video, log, answers=lambda _: config.max_tokens)
+    questions = footage.decode(session.films, rows, config.video, log, answers=lambda _: config.max_tokens)
     credit, weight = credit_of(config), kl_weight(config, session.progress.beta)
 
     with outside_of(config.engine, session, log) as outside:
@@ -162,7 +164,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         for step in range(session.progress.step, config.steps):
             answered = sum((new for new, _ in sampler.answers(session, log)), NOTHING)
             with log.phase("reward"), explained("answers", partial(ppo.facts, session, answered)):
-                answered = ppo.rewarded(answered, scores(answered.groups, session.films.features))
+                answered = ppo.rewarded(answered, scores(answered.groups, session.films.features, session.ranks))
             with log.phase("score"):
                 seen = ppo.experience(
                     session, answered, weight.beta, credit, config.temperature, config.memory.row_tokens

@@ -12,6 +12,7 @@ The answer's last token is its end token, or that of a suffix that stands behind
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from longtake.log.files import write_jsonl
 from longtake.train.adapter_settings import Adapter
 from longtake.train.context_settings import Context
 from longtake.train.memory import Memory, PrefixGradient
+from longtake.train.ranks_settings import Ranks
 from longtake.train.settings import Dtype, Optim, Video
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Config(Settings):
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
     memory: Memory = Field(Memory(), description="what is held at once")
+    ranks: Ranks = Field(Ranks(), description="how ranks share the work, under torchrun")
 
     @model_validator(mode="after")
     def _used(self) -> Config:
@@ -84,7 +87,6 @@ class Config(Settings):
 
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "pairs", "model"} and what train.ranking.measured says of the held-out pairs."""
-    from longtake.rewards.model import write
     from longtake.train import comparing, preference
     from longtake.train.ranking import measured
     from longtake.train.rows import backward_items
@@ -127,10 +129,18 @@ def run(config: Config, log: Log) -> dict[str, Any]:
             session.checkpoint()
     with log.phase("held_out"):
         ranked = reading.rank(stages, log)
-    write_jsonl(config.out / "scores.jsonl", [row_of(one, config.out) for one in ranked])
-    folder = write(session.finish(), config.suffix, reading.suffix)
+    folder = session.finish()
+    log.first(lambda: written(config, folder, ranked, reading))
     counts = {"steps": steps, "pairs": sum(len(stage.pairs.learned) for stage in stages)}
     return finish(log, counts | measured(ranked) | {"model": str(folder)})
+
+
+def written(config: Config, folder: Path, ranked: Sequence[Ranked], reading: Reading) -> None:
+    """scores.jsonl, and what makes of the trained model a reward model."""
+    from longtake.rewards.model import write
+
+    write_jsonl(config.out / "scores.jsonl", [row_of(one, config.out) for one in ranked])
+    write(folder, config.suffix, reading.suffix)
 
 
 def files_of(config: Config) -> dict[str, Path]:

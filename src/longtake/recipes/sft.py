@@ -17,6 +17,7 @@ from longtake.log import Log, begin, finish
 from longtake.train.adapter_settings import Adapter
 from longtake.train.context_settings import Context
 from longtake.train.memory import Memory, PrefixGradient
+from longtake.train.ranks_settings import Ranks
 from longtake.train.settings import Dtype, Optim, Video
 
 
@@ -67,6 +68,7 @@ class Config(Settings):
         "exact", description="exact, none, or the probability of the backward through a prefix (unbiased: 1/p)"
     )
     memory: Memory = Field(Memory(), description="what is held at once")
+    ranks: Ranks = Field(Ranks(), description="how ranks share the work, under torchrun")
     gate: Gate = Field(Gate(), description="when it is good enough")
 
     @model_validator(mode="after")
@@ -90,8 +92,8 @@ class Config(Settings):
 def run(config: Config, log: Log) -> dict[str, Any]:
     """Trains; returns {"steps", "reason", "model"}."""
     from longtake.runtime.films import Look
-    from longtake.train import supervised
-    from longtake.train.session import decode, encode, open_session
+    from longtake.train import footage, supervised
+    from longtake.train.session import open_session
     from longtake.train.walk import open_walk
 
     video, optim, gate = config.video, config.optim, config.gate
@@ -102,10 +104,13 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     held_out = supervised.held_out(gate.rows, video, log)
     session = open_session(config, log, train_vision=config.train_vision)
     questions = [example.question for example in examples]
-    usable = {q.id for q in decode(session.films, questions, video, log, answers=supervised.longest(session, examples))}
+    usable = {
+        q.id
+        for q in footage.decode(session.films, questions, video, log, answers=supervised.longest(session, examples))
+    }
     examples = [example for example in examples if example.question.id in usable]
     window = video.window(gate.frames)
-    held_out = decode(
+    held_out = footage.decode(
         session.films, held_out, video, log, lambda q: [video.merged(q.policy, window)], lambda _: gate.max_tokens
     )
     looks = [Look(question, video.merged(question.policy, window)) for question in held_out]
@@ -116,7 +121,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
         with log.phase("data"):
             batch = supervised.next_batch(session, walk, video)
             items = [supervised.item(session, look, example) for look, example in batch]
-        encode(session.films, [look for look, _ in batch], log)
+        footage.encode(session.films, [look for look, _ in batch], log)
         with log.phase("update"):
             session.check(items[0].prompt, items[0].ids, log)
             sums, count = supervised.backward_items(session, items, config.memory.row_tokens)

@@ -25,6 +25,7 @@ from longtake.models.checkpoint import read_json
 from longtake.models.heads import FILE as HEAD
 from longtake.models.rope import known_to
 from longtake.models.tiled import pointwise, tile
+from longtake.parallel.ranks import ONE, Ranks
 from longtake.protocols import Model
 from longtake.records import Answer, Group
 from longtake.runtime.beside import load_beside
@@ -35,7 +36,7 @@ from longtake.runtime.rows import FeaturesOf, bare, cached, compute, lead
 
 FILE = "reward.json"  # beside the weights: what stands behind an answer when it is scored
 PAST = 0  # a packed row's last token is predicted but never fed: any token
-Scorer = Callable[[Sequence[Group]], list[list[float]]]  # [N] groups → [N][G]
+Scorer = Callable[[Sequence[Group], Ranks], list[list[float]]]  # [N] groups → [N][G]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +94,14 @@ class RewardModel:
         return cls(model, NAME, _suffix(folder), row_tokens, answer_tokens, None)
 
     @torch.no_grad()
-    def scores(self, groups: Sequence[Group], features: FeaturesOf) -> list[list[float]]:
-        """[N][G]. An answer that was cut is scored as if it ended there.
+    def scores(self, groups: Sequence[Group], features: FeaturesOf, ranks: Ranks = ONE) -> list[list[float]]:
+        """[N][G]. An answer that was cut is scored as if it ended there. `ranks` share the work, each gets all scores.
 
         Raises UserError for a score that is not finite.
         """
         with self._acting():
-            found = [score for run in self._runs(groups) for score in self._run(run, features)]
+            every = ranks.data.deal(list(self._runs(groups)), lambda run: self._run(run, features, ranks))
+        found = [score for run in every for score in run]
         if wrong := next((g for g, own in zip(groups, found, strict=True) if not all(map(math.isfinite, own))), None):
             why = "the score of an answer is not finite"
             raise UserError("the reward model gave no score", where=f"row {wrong.prompt.id}", why=why)
@@ -124,22 +126,24 @@ class RewardModel:
         if run:
             yield run
 
-    def _run(self, run: Sequence[Group], features: FeaturesOf) -> list[list[float]]:
+    def _run(self, run: Sequence[Group], features: FeaturesOf, ranks: Ranks) -> list[list[float]]:
         model, prompts = self.model, [group.prompt for group in run]
         end = model.end_ids[0]
         ids = [[read_ids(_said(answer, end), self.suffix) for answer in group.answers] for group in run]
         row = pack(prompts, ids, [[[0.0] * len(one) for one in own] for own in ids], lead=lead(model))
         bare_row = bare(model, prompts)
         if self.prefixes is None:
-            made = compute(model, bare_row, features, "nothing")
+            made = compute(model, bare_row, features, "nothing", ranks)
         else:
-            made = cached(model, bare_row, features, self.prefixes)
-        flat: list[float] = []
-        for part in answer_rows(row, self.answer_tokens):
+            made = cached(model, bare_row, features, self.prefixes, ranks)
+        axis = ranks.sequence
+        flat: list[tuple[int, float]] = []  # answer and score
+        for part in answer_rows(row, self.answer_tokens, dealt=(axis.index, axis.size)):
             last_R = torch.cat([part.answer_R[1:] != part.answer_R[:-1], torch.ones(1, dtype=torch.bool)])
             hidden_RE = extend(model, made, part)
-            flat += model.heads[self.name](hidden_RE[last_R.to(hidden_RE.device)]).tolist()
-        scores = iter(flat)
+            own = model.heads[self.name](hidden_RE[last_R.to(hidden_RE.device)]).tolist()
+            flat += zip(part.answer_R[last_R].tolist(), own, strict=True)
+        scores = (score for _, score in sorted(one for rank in axis.gather(flat) for one in rank))
         return [[next(scores) for _ in group.answers] for group in run]
 
 
@@ -156,7 +160,11 @@ def scorers(
         name: RewardModel.open(policy, source, row_tokens, answer_tokens, name=f"reward{number}", prefixes=prefixes)
         for number, (name, source) in enumerate(sources.items())
     }
-    return {name: partial(one.scores, features=features) for name, one in opened.items()}
+    return {name: partial(_scores, one, features) for name, one in opened.items()}
+
+
+def _scores(one: RewardModel, features: FeaturesOf, groups: Sequence[Group], ranks: Ranks) -> list[list[float]]:
+    return one.scores(groups, features, ranks)
 
 
 def read_ids(ids: Sequence[int], suffix: Sequence[int]) -> tuple[int, ...]:

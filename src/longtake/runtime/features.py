@@ -8,30 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from longtake.errors import UserError
+from longtake.parallel.axis import ALONE, Axis
 from longtake.protocols import Model
 from longtake.records import Features, Receipt
+from longtake.runtime.encode import Request, encoded
 from longtake.runtime.shelf import GIB, Counts, Damaged, Memory, Say, Shelf, name_of
 
 MOST_FILMS, MOST_PIXELS = 64, 64_000_000  # in one call of the tower
 RAM_GIB, DISK_GIB = 8.0, 200.0  # unless the run says otherwise
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One set of frames to encode. Example: Request(store.key(receipt), 64 * 32 * 32, load)."""
-
-    key: str
-    pixels: int  # of all its frames
-    frames: Callable[[], np.ndarray]  # uint8 [F, H, W, 3]
 
 
 class FeatureStore:
@@ -50,6 +41,7 @@ class FeatureStore:
         self.fingerprint, self.dtype, self.counts = fingerprint, dtype, Counts()
         self.memory: Memory[Features] = Memory(ram)
         self.disk = Shelf(folder, fingerprint, disk, self.counts, "features") if folder else None
+        self.frames = 0  # that this rank sent through the tower
         self.expected = 0, 0  # sets of frames that the run may ask for, and their pixels, as far as is known
         self._say: Say = lambda text: None
         self._pack: dict[str, str] = {}  # key → name of the file that holds it
@@ -84,30 +76,33 @@ class FeatureStore:
         """One process at a time encodes these; see `again` for what another one did meanwhile."""
         return self.disk.turn(name_of(keys)) if self.disk and self.writes else nullcontext()
 
-    def again(self, keys: Sequence[str]) -> list[str]:
-        """Those of `keys` that must be encoded, after another look at the disk.
+    def again(self, keys: Sequence[str], axis: Axis = ALONE) -> list[str]:
+        """Those of `keys` that must be encoded, after another look at the disk: what any of the ranks lacks.
 
         Raises UserError if they are to go to disk, but the folder is read-only.
         """
-        if self.disk is None:
-            return [key for key in keys if key not in self.memory]
         self._refresh()
-        missing = [key for key in keys if key not in self]
-        if missing and self.disk.readonly:
+        lacking = set().union(*axis.gather([key for key in keys if key not in self]))
+        missing = [key for key in keys if key in lacking]
+        if missing and self.disk and axis.first(self.disk.readonly):
             fix = "make it writable, name another --video.features, or leave it out: features then stay in memory"
             why = f"{len(missing)} of the features that are needed are not in it, and it is read-only"
             raise UserError("features cannot be written here", where=str(self.disk.folder), why=why, fix=fix)
         return missing
 
-    def put(self, pack: Mapping[str, Features]) -> dict[str, Features]:
-        """Keeps what was encoded, as one pack on disk; returns it as it is kept: on the CPU, in the store's dtype."""
+    def put(self, pack: Mapping[str, Features], axis: Axis = ALONE) -> dict[str, Features]:
+        """Keeps what was encoded, as one pack on disk; returns it as it is kept: on the CPU, in the store's dtype.
+
+        Of several ranks, which all have it, the first one writes.
+        """
         owned = {key: _owned(made, self.dtype) for key, made in pack.items()}
         again = sum(key in self._made for key in owned)
         self.counts.remade += again
         self.counts.made += len(owned) - again
         self._made |= owned.keys()
         name = name_of(owned)
-        if self.disk and owned and self.disk.write(name, {key: made.level_LNE for key, made in owned.items()}):
+        levels = {key: made.level_LNE for key, made in owned.items()}
+        if axis.first(bool(self.disk and owned and axis.leads and self.disk.write(name, levels))) and self.disk:
             self._pack |= dict.fromkeys(owned, name)
             self.disk.pinned.add(name)
         for key, made in owned.items():
@@ -199,8 +194,11 @@ def prepare(
     requests: Sequence[Request],
     chunk: int = MOST_FILMS,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    axis: Axis = ALONE,
 ) -> int:
     """Encodes ahead what the store lacks; returns how many sets of frames of the list were not there.
+
+    Ranks, if there are several, call with the same requests and share the work; what one of them lacks, all make.
 
     On disk one pack a chunk of the full request list. Chunks are cut from all requests, present or not, and a pack is
     whole or absent: so a run that was killed meets the same chunks again, and the bits of a film's features do not
@@ -208,33 +206,39 @@ def prepare(
     and no more than memory holds: the others are encoded when they are asked for.
     """
     done, ahead, wanted = 0, 0, list({request.key: request for request in requests}.values())
-    missed = len(store.again([request.key for request in wanted]))
-    for films in cut(wanted, chunk if store.writes else 1):
-        made = encode(store, model, films)
-        if not store.writes:
+    missed = len(store.again([request.key for request in wanted], axis))
+    if not missed:
+        progress(len(wanted), len(wanted))
+        for request in wanted:
+            store.memory.touch(request.key)
+        return 0
+    for films in cut(wanted, chunk if axis.first(store.writes) else 1):
+        made = encode(store, model, films, axis)
+        if not axis.first(store.writes):
             held = sum(store.memory.touch(request.key) for request in films)
             ahead += held
-            if (made and not held) or ahead + held > store.memory.most:
+            if axis.any((bool(made) and not held) or ahead + held > store.memory.most):
                 break
         done += len(films)
         progress(done, len(wanted))
     return missed
 
 
-def encode(store: FeatureStore, model: Model, films: Sequence[Request]) -> dict[str, Features]:
-    """Features of those films that the store lacks, encoded together and kept."""
+def encode(store: FeatureStore, model: Model, films: Sequence[Request], axis: Axis = ALONE) -> dict[str, Features]:
+    """Features of those films that the store of any rank lacks, encoded together and kept. The first takes the turn."""
     keys = [request.key for request in films]
-    if all(key in store for key in keys):
+    if not axis.any(any(key not in store for key in keys)):
         return {}
-    with store.turn(keys):
-        missing = set(store.again(keys))
+    with store.turn(keys) if axis.leads else nullcontext():
+        missing = set(store.again(keys, axis))
         requests = [request for request in films if request.key in missing]
         if not requests:
             return {}
         with torch.no_grad():
-            made = model.encode([request.frames() for request in requests])
+            made, frames = encoded(model, requests, axis)
+        store.frames += frames
         store.foretell(made, sum(request.pixels for request in requests))
-        return store.put({request.key: one for request, one in zip(requests, made, strict=True)})
+        return store.put({request.key: one for request, one in zip(requests, made, strict=True)}, axis)
 
 
 def cut(requests: Sequence[Request], most: int) -> Iterator[list[Request]]:

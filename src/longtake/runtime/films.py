@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,13 @@ from longtake.data.cache import FrameTier, Quarantine
 from longtake.data.frames import check, picked
 from longtake.data.subtitles import seen, told
 from longtake.data.video import VideoError
+from longtake.data.workers import Fit
 from longtake.errors import UserError
+from longtake.parallel.ranks import How, Ranks
 from longtake.protocols import Model
 from longtake.records import Features, FramePolicy, Pick, Prompt, Question, Receipt
-from longtake.runtime.features import MOST_FILMS, FeatureStore, Request, cut, encode, prepare
+from longtake.runtime.encode import Request, decoded, encoded
+from longtake.runtime.features import MOST_FILMS, FeatureStore, cut, encode, prepare
 from longtake.runtime.onlooker import Onlooker, sent
 from longtake.runtime.shelf import Say
 
@@ -51,10 +55,19 @@ class Films:
 
     With a `store` the tower is frozen and every set of frames is encoded once; without one features are made anew in
     every call, with gradients, for a tower that is being trained.
+
+    `ranks` share the work: all of them call `decode` and `encode`, all of a sequence `features`, with the same films.
     """
 
-    def __init__(self, model: Model, tier: FrameTier, store: FeatureStore | None, quarantine: Quarantine) -> None:
-        self.model, self.tier, self.store, self.quarantine = model, tier, store, quarantine
+    def __init__(
+        self,
+        model: Model,
+        tier: FrameTier,
+        store: FeatureStore | None,
+        quarantine: Quarantine,
+        ranks: Ranks = Ranks(),  # noqa: B008 — frozen
+    ) -> None:
+        self.model, self.tier, self.store, self.quarantine, self.ranks = model, tier, store, quarantine, ranks
         self._live: dict[str, tuple[str, FramePolicy, bool]] = {}
         self._prompts: dict[tuple[object, ...], Prompt] = {}
         self._held = 0  # tokens of the prompts kept
@@ -65,13 +78,21 @@ class Films:
         self.subtitles = True  # whether those of the rows are read
         self.pick: Pick | None = None  # of looks that name none
         self.budget: int | None = None  # visual tokens, likewise
+        self.longest = 0  # tokens of a prompt, of those seen when the ranks were spread
+        self.sequence: int | None = None  # ranks that share a prefix; None = as the longest prompt asks for
+        self.attention: How = "gather"  # of these
         self.rated = False  # whether any of them is looked at by frames a second
 
     def decode(self, wants: dict[str, Sequence[FramePolicy]], workers: int, progress: Progress) -> None:
         """Decodes every film once for all its policies; what fails is in the quarantine with its reason."""
-        paths = {Path(path): list(dict.fromkeys(self._planned(path, own))) for path, own in wants.items()}
-        self._asked |= paths.keys()
-        self.tier.fill(paths, self.model.fit, workers, self.quarantine, progress)
+        names = {Path(path): path for path in wants}
+        self._asked |= names.keys()
+
+        def planned(film: Path) -> Sequence[FramePolicy]:
+            return list(dict.fromkeys(self._planned(names[film], wants[names[film]])))
+
+        fit, world = self.model.fit, self.ranks.world
+        decoded(self.tier, list(names), planned, fit, workers, self.quarantine, progress, world)
 
     def settled(self, film: str, policy: FramePolicy) -> FramePolicy:
         """The policy with what the run says where it says nothing: its pick, and as many frames as the budget allows.
@@ -142,13 +163,14 @@ class Films:
         sets, pixels = max(self.sets, len(requests)), sum(request.pixels for request in requests)
         self.store.expected = sets, sets * pixels // max(1, len(requests))
         self.store.pin([request.key for request in requests], say)
-        return len(requests), prepare(self.store, self.model, requests, progress=progress)
+        return len(requests), prepare(self.store, self.model, requests, progress=progress, axis=self.ranks.world)
 
     def _request(self, film: str, policy: FramePolicy, shuffled: bool) -> Request:
-        assert self.store is not None
         receipt = self._receipt(film, policy, shuffled)
-        pixels = len(receipt.indices) * receipt.width * receipt.height
-        return Request(self.store.key(receipt), pixels, partial(self._pixels, film, policy, shuffled))
+        shape = len(receipt.indices), receipt.height, receipt.width, 3
+        frames = partial(self._pixels, film, policy, shuffled)
+        still = receipt.image and self.model.stills
+        return Request(self._key(receipt), prod(shape[:3]), frames, shape[1:] if still else shape)
 
     def usable(self, question: Question) -> bool:
         """False for a question on a quarantined film."""
@@ -190,18 +212,21 @@ class Films:
         """
         if self.store is not None:
             return self._stored(self.store, handles)
-        return self.model.encode([self._pixels(*self._live[handle]) for handle in handles]) if handles else []
+        requests = [self._request(*self._live[handle]) for handle in handles]
+        return encoded(self.model, requests, self.ranks.sequence)[0] if handles else []
 
     def _stored(self, store: FeatureStore, handles: Sequence[str]) -> list[Features]:
+        axis = self.ranks.sequence
         found = {handle: store.get(handle) for handle in handles}
         for _ in range(3):  # what another process made meanwhile, it may delete as well
-            missing = {handle for handle, made in found.items() if made is None}
+            missing = set().union(*axis.gather({handle for handle, made in found.items() if made is None}))
             if not missing:
                 return [made for handle in handles if (made := found[handle])]
-            lost = missing | store.lost()  # encoded together, in the order in which they were asked for: the same bits
-            requests = [self._request(*seen) for key, seen in self._live.items() if key in lost]
-            for films in cut(requests, MOST_FILMS if store.writes else 1):
-                found |= encode(store, self.model, films)
+            # encoded together, in the order in which they were asked for: the same bits
+            lost = missing.union(*axis.gather(store.lost()))
+            seen = axis.first([seen for key, seen in self._live.items() if key in lost])
+            for films in cut([self._request(*one) for one in seen], MOST_FILMS if axis.first(store.writes) else 1):
+                found |= encode(store, self.model, films, axis)
             found |= {handle: found[handle] or store.get(handle) for handle in missing}
         fix = "give each run its own --video.features, or raise --video.features-disk"
         raise UserError("features disappear as soon as they are made", why="another process deletes them", fix=fix)
@@ -218,14 +243,17 @@ class Films:
         return self._frames(*self._live[handle])[0]
 
     def _handle(self, receipt: Receipt, film: str, policy: FramePolicy, shuffled: bool) -> str:
-        handle = f"{receipt.content}:{receipt.indices}:{receipt.width}x{receipt.height}{receipt.image:d}"
-        if self.store is not None:
-            handle = self.store.key(receipt)
+        handle = self._key(receipt)
         self._live[handle] = (film, policy, shuffled)
         return handle
 
+    def _key(self, receipt: Receipt) -> str:
+        if self.store is not None:
+            return self.store.key(receipt)
+        return f"{receipt.content}:{receipt.indices}:{receipt.width}x{receipt.height}{receipt.image:d}"
+
     def _receipt(self, film: str, policy: FramePolicy, shuffled: bool) -> Receipt:
-        receipt = self.tier.receipt(Path(film), self.settled(film, policy), self.model.fit, self.model.temporal_patch)
+        receipt = self.tier.receipt(*self._asked_for(film, policy))
         if not shuffled:
             return receipt
         order = _shuffle(receipt)
@@ -233,19 +261,26 @@ class Films:
             receipt, indices=tuple(receipt.indices[i] for i in order), cut=f"{receipt.cut} frames shuffled".strip()
         )
 
-    def _pixels(self, film: str, policy: FramePolicy, shuffled: bool) -> np.ndarray:
-        """As `encode` takes them."""
-        frames_FHWC, receipt = self._frames(film, policy, shuffled)
+    def _pixels(
+        self, film: str, policy: FramePolicy, shuffled: bool, start: int = 0, stop: int | None = None
+    ) -> np.ndarray:
+        """As `encode` takes them: those from `start` to `stop`, the others are not read."""
+        frames_FHWC, receipt = self._frames(film, policy, shuffled, start, stop)
         return frames_FHWC[0] if receipt.image and self.model.stills else frames_FHWC
 
-    def _frames(self, film: str, policy: FramePolicy, shuffled: bool) -> tuple[np.ndarray, Receipt]:
-        frames_FHWC, receipt = self.tier.take(
-            Path(film), self.settled(film, policy), self.model.fit, self.model.temporal_patch
-        )
-        return (frames_FHWC[_shuffle(receipt)] if shuffled else frames_FHWC), receipt
+    def _frames(
+        self, film: str, policy: FramePolicy, shuffled: bool, start: int = 0, stop: int | None = None
+    ) -> tuple[np.ndarray, Receipt]:
+        receipt = self.tier.receipt(*self._asked_for(film, policy))
+        order = _shuffle(receipt) if shuffled else range(len(receipt.indices))
+        return self.tier.take(*self._asked_for(film, policy), order[start:stop])
+
+    def _asked_for(self, film: str, policy: FramePolicy) -> tuple[Path, FramePolicy, Fit, int]:
+        return Path(film), self.settled(film, policy), self.model.fit, self.model.temporal_patch
 
 
-def _shuffle(receipt: Receipt) -> np.ndarray:
+def _shuffle(receipt: Receipt) -> list[int]:
     """An order of the frames that depends on the film alone; the times in the prompt stay in order."""
     rng = np.random.Generator(np.random.Philox(key=int(receipt.content[:16], 16)))
-    return rng.permutation(len(receipt.indices))
+    order: list[int] = rng.permutation(len(receipt.indices)).tolist()
+    return order

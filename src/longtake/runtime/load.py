@@ -102,9 +102,12 @@ def _family(config: dict[str, Any], folder: Path) -> type[Network]:
     for family in FAMILIES:
         if family.reads(config):
             return family
+    from transformers import CONFIG_MAPPING
+
     kind, names = str(config.get("model_type", "")), [family.family for family in FAMILIES]
-    near = difflib.get_close_matches(kind, names, 1, cutoff=0.85)  # a typo, not another family
-    why = f"model_type is {kind!r}; longtake has " + ", ".join(names)
+    another = kind in CONFIG_MAPPING  # no typo, however near
+    near = [] if another else difflib.get_close_matches(kind, names, 1, cutoff=0.85)
+    why = f"model_type is {kind!r}{', another family' * another}; longtake has " + ", ".join(names)
     raise UserError("unsupported model", where=str(folder), why=why, fix=f"did you mean {near[0]}?" if near else "")
 
 

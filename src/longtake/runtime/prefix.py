@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from longtake.maths.attention import extend_attention
+from longtake.parallel.fsdp import held, share_backward
 from longtake.records import AnswerRow, Layout, PrefixRow
 from longtake.runtime import tiles
 from longtake.runtime.shared import Whole
@@ -155,6 +156,8 @@ def finish(model: Net, made: Prefill, scale: float = 1.0, tile: int = TILE) -> N
             _through_graph(made, scale)
         else:
             _through_layers(model, made, scale, tile)
+    else:
+        share_backward(model.layers)
     made.inputs, made.graph, made.calls, made.added = None, [], [], []
 
 
@@ -177,40 +180,41 @@ def _through_layers(model: Net, made: Prefill, scale: float, tile: int) -> None:
     gradient: Tensor | None = None  # of the layer's output [1, U, E]
     for number in reversed(range(len(model.layers))):
         call = made.calls.pop()
-        call.hidden = hidden = call.hidden.to(embed_UE.device).detach()
-        layer, own = model.layers[number], _gradients(made, number, scale)
+        call.hidden = call.hidden.to(embed_UE.device).detach()
+        own = _gradients(made, number, scale)
         made.added[number] = None
-        if gradient is not None and hidden.shape[1] > tile and learns[number]:
-            gradient = tiles.backward(layer, call, made.over, made.kv[number], gradient, own, tile)
-            _deepen(deep, gradient, made.visual_U, 0 < number <= levels)
-            continue
-        hidden.requires_grad_(learns[number])
-        with torch.enable_grad():
-            if gradient is None:  # the last
-                whole = made.over.keys(*keys(layer, hidden, call.other), made.kv[number])
-                args, other = at_ends(hidden, call.other, whole, made.over)
-                outputs = [made.over.gathered(model.norm(first(layer(*args, **other)))[0])]
-                given = [_end_gradient(made, scale)]
+        with held(model.layers[number]):
+            if gradient is not None and call.hidden.shape[1] > tile and learns[number]:
+                gradient = tiles.backward(model.layers[number], call, made.over, made.kv[number], gradient, own, tile)
             else:
-                seen = Kept(made.over, call.known, made.kv[number])
-                outputs = [first(layer(hidden, **call.other | {"attention": seen}))]
-                whole, given = seen.kv[0], [gradient]
-        outputs += whole
-        given += own
-        live = [(x, g) for x, g in zip(outputs, given, strict=True) if x.requires_grad]
-        if live:
-            torch.autograd.backward([x for x, _ in live], [g.to(x.dtype) for x, g in live])
-        gradient = hidden.grad if hidden.grad is not None else torch.zeros_like(hidden)
-        _deepen(deep, gradient, made.visual_U, 0 < number <= levels)
+                call.hidden.requires_grad_(learns[number])
+                gradient = _through_layer(model, made, number, call, gradient, own, scale)
+        if 0 < number <= levels:  # of the DeepStack level that was added to the layer's input
+            deep.append(gradient[0, made.visual_U.to(gradient.device)])
         if not learns[number]:
             return
     _into_inputs(embed_UE, deepstack, gradient, deep)
 
 
-def _deepen(deep: list[Tensor], gradient: Tensor, visual_U: Tensor, has_level: bool) -> None:
-    """Notes the gradient of the DeepStack level that was added to a layer's input."""
-    if has_level:
-        deep.append(gradient[0, visual_U.to(gradient.device)])
+def _through_layer(
+    model: Net, made: Prefill, number: int, call: Call, gradient: Tensor | None, own: list[Tensor], scale: float
+) -> Tensor:
+    """The gradient of a layer's input; `gradient`: of its output, None for the last layer."""
+    layer, hidden = model.layers[number], call.hidden
+    with torch.enable_grad():
+        if gradient is None:
+            whole = made.over.keys(*keys(layer, hidden, call.other), made.kv[number])
+            args, other = at_ends(hidden, call.other, whole, made.over)
+            outputs = [made.over.gathered(model.norm(first(layer(*args, **other)))[0])]
+            given = [_end_gradient(made, scale)]
+        else:
+            seen = Kept(made.over, call.known, made.kv[number])
+            outputs = [first(layer(hidden, **call.other | {"attention": seen}))]
+            whole, given = seen.kv[0], [gradient]
+    live = [(x, g) for x, g in zip([*outputs, *whole], given + own, strict=True) if x.requires_grad]
+    if live:
+        torch.autograd.backward([x for x, _ in live], [g.to(x.dtype) for x, g in live])
+    return hidden.grad if hidden.grad is not None else torch.zeros_like(hidden)
 
 
 def _into_inputs(embed_UE: Tensor, deepstack: Tensor | None, gradient: Tensor | None, deep: list[Tensor]) -> None:
@@ -248,14 +252,14 @@ def _end_gradient(made: Prefill, scale: float) -> Tensor:
     return torch.zeros_like(made.ends_SE) if found is None else found * scale
 
 
-@dataclass(frozen=True, slots=True)
 class _Answers:
-    """Attention of answers on a prefill."""
+    """Attention of answers on a prefill; no dataclass, for FSDP copies those that a layer is given, tensors and all."""
 
-    made: Prefill
-    layout: Layout
-    kv: list[tuple[Tensor, Tensor]] | None = None  # where to keep the answers' own
-    once: bool = False
+    def __init__(
+        self, made: Prefill, layout: Layout, kv: list[tuple[Tensor, Tensor]] | None = None, *, once: bool = False
+    ) -> None:
+        """`kv`: where to keep the answers' own keys and values."""
+        self.made, self.layout, self.kv, self.once = made, layout, kv, once
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if self.kv is not None:

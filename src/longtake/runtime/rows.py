@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from longtake.maths.pack import pack
-from longtake.parallel.axis import ALONE, Axis
+from longtake.parallel.ranks import ONE, Ranks
 from longtake.protocols import Model
 from longtake.records import Features, PrefixRow, Prompt
 from longtake.runtime.inputs import fill
 from longtake.runtime.load import base_version
 from longtake.runtime.prefix import Keep, Prefill, prefill
 from longtake.runtime.prefixcache import PrefixCache
-from longtake.runtime.shared import How, Whole, over
+from longtake.runtime.shared import Whole, over
 
 FeaturesOf = Callable[[Sequence[str]], list[Features]]  # handles in row order → features
 
@@ -35,20 +35,9 @@ def bare(model: Model, prompts: Sequence[Prompt]) -> PrefixRow:
     return pack(prompts, none, none, lead=lead(model))
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Ranks that compute a row of prefixes together. Example: Together(ranks.sequence, "ulysses")."""
-
-    axis: Axis = ALONE
-    how: How = "gather"
-
-
-HERE = Together()
-
-
-def compute(model: Model, row: PrefixRow, features: FeaturesOf, keep: Keep, together: Together = HERE) -> Prefill:
+def compute(model: Model, row: PrefixRow, features: FeaturesOf, keep: Keep, ranks: Ranks = ONE) -> Prefill:
     """The prefixes of a row without answers; by the base model alone under an activated LoRA."""
-    device, shared = model.net.device, over(row.layout, together.axis, together.how)
+    device, shared = model.net.device, over(row.layout, ranks)
     row = replace(row, position_3T=row.position_3T.to(device), visual_T=row.visual_T.to(device))
     handles = [handle for handle in row.features if handle is not None]
     inputs = partial(_filled, model, row, shared, features, handles)
@@ -56,13 +45,14 @@ def compute(model: Model, row: PrefixRow, features: FeaturesOf, keep: Keep, toge
         return prefill(model, row, inputs, keep, shared)
 
 
-def cached(model: Model, row: PrefixRow, features: FeaturesOf, kept: PrefixCache, together: Together = HERE) -> Prefill:
+def cached(model: Model, row: PrefixRow, features: FeaturesOf, kept: PrefixCache, ranks: Ranks = ONE) -> Prefill:
     """`compute` for answers under an activated LoRA: each prefix once in a run, whichever adapter acts on answers."""
     key = prefix_key(model, row)
     kv = kept.get(key)
-    if kv is not None and not together.axis.any(kv is None):
+    if not ranks.sequence.any(kv is None):
+        assert kv is not None
         return given(model, row, kv)
-    made = compute(model, row, features, "nothing", together)
+    made = compute(model, row, features, "nothing", ranks)
     kept.put(key, made.kv)
     return made
 

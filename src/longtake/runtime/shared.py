@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +21,10 @@ from longtake.maths.attention import shared_prefix_forward as forward
 from longtake.maths.share import Share
 from longtake.parallel.axis import Axis
 from longtake.parallel.exchange import gathered, swapped
+from longtake.parallel.ranks import How, Ranks
 from longtake.records import Layout
 
 KV = tuple[Tensor, Tensor]  # [1, K, U, D]
-How = Literal["gather", "ulysses"]
 LEAST = 2  # tokens of a rank: a shorter row is computed whole on each
 
 
@@ -71,7 +70,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Shared(Whole):
-    """A share is here. Example: Shared(layout, ranks.sequence, "gather")."""
+    """A share is here. Example: Shared(layout, ranks.sequence, "ulysses")."""
 
     axis: Axis
     how: How = "gather"
@@ -145,9 +144,10 @@ class Shared(Whole):
         return every[torch.tensor(back, device=every.device)]
 
 
-def over(layout: Layout, axis: Axis, how: How = "gather") -> Whole:
-    """A row of prefixes on these ranks; one too short to be shared is computed by each."""
-    return Whole(layout) if axis.size == 1 or layout.total < LEAST * axis.size else Shared(layout, axis, how)
+def over(layout: Layout, ranks: Ranks) -> Whole:
+    """A row of prefixes on a sequence of ranks; one too short to be shared is computed by each."""
+    axis = ranks.sequence
+    return Whole(layout) if axis.size == 1 or layout.total < LEAST * axis.size else Shared(layout, axis, ranks.how)
 
 
 def fits(heads: int, kv_heads: int, ranks: int) -> bool:

@@ -16,8 +16,8 @@ from longtake.engines.local import LocalEngine
 from longtake.log import Log, append_jsonl, read_jsonl
 from longtake.records import Draw, Receipt
 from longtake.runtime.films import Films, Look
+from longtake.train.footage import encode
 from longtake.train.reach import check_fits
-from longtake.train.session import encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,9 @@ class Asker(Protocol):
 class Ledger:
     """Replies by key, in a file of JSON lines. Example: Ledger(out / "asked" / "verdicts.jsonl")["cups-7#0:AB"]."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        """`writes`: False where another rank does, and this one keeps in memory what it adds."""
+        self.path, self._writes = path, writes
         self._found: dict[str, list[Reply]] = {}
         for row in read_jsonl(path) if path.exists() else []:
             self._take(row.pop("key"), _reply(row))
@@ -89,7 +90,8 @@ class Ledger:
         return {key for key, replies in self._found.items() if not replies[-1].error}
 
     def add(self, key: str, reply: Reply) -> None:
-        append_jsonl(self.path, {"key": key, **asdict(reply)})
+        if self._writes:
+            append_jsonl(self.path, {"key": key, **asdict(reply)})
         self._take(key, reply)
 
     def _take(self, key: str, reply: Reply) -> None:

@@ -13,6 +13,7 @@ from longtake.engines.local import LocalEngine
 from longtake.engines.remote import Remote, read_key
 from longtake.log import Log
 from longtake.models.heads import FILE, no_head
+from longtake.parallel.ranks import here
 from longtake.records import FramePolicy, Question
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import find_folder, load_model, weights_version
@@ -21,11 +22,11 @@ from longtake.runtime.words import unknown
 from longtake.train import context_settings
 from longtake.train.asking import Ask, Ledger, LocalAsker, ask
 from longtake.train.distant import RemoteAsker, Schema, fit_for
+from longtake.train.footage import counted, decode, open_films
 from longtake.train.judge_settings import JUDGE, Context, Judge
 from longtake.train.judging import judge_policy
 from longtake.train.keys import keyed
 from longtake.train.narrative import Clip, clips_of
-from longtake.train.session import counted, decode, open_films
 from longtake.train.settings import Dtype, Video
 
 Role = Literal["policy", "captioner", "judge"]
@@ -111,18 +112,24 @@ class Cast:
 
         Raises UserError where an endpoint refuses everybody, or a prompt does not fit the model.
         """
-        ledger = Ledger(self.config.out / "asked" / f"{role}.jsonl")
-        if asks:
-            asker = self._play(role)
-            if isinstance(asker, RemoteAsker):
-                asker.schema = self.schema if role == "judge" else None
+        path = self.config.out / "asked" / f"{role}.jsonl"
+        ledger = Ledger(path, writes=self.log.leads)
+        if not asks:
+            return ledger
+        asker = self._play(role)
+        if isinstance(asker, LocalAsker):
             ask(asker, asks, max_tokens, ledger, self.log)
-        return ledger
+            return ledger
+        asker.schema = self.schema if role == "judge" else None
+        if self.log.leads:  # an endpoint is paid once
+            ask(asker, asks, max_tokens, ledger, self.log)
+        here().wait()
+        return ledger if self.log.leads else Ledger(path)
 
     @property
     def gave_up(self) -> str:
         """Why the endpoint was not asked any more, "" if it answered."""
-        return self._asker.gave_up if isinstance(self._asker, RemoteAsker) else ""
+        return here().first(self._asker.gave_up if isinstance(self._asker, RemoteAsker) else "")
 
     def close(self) -> None:
         self._asker.close()
@@ -154,7 +161,7 @@ class Cast:
         config.context.onto(films)
         films.budget = own.budget
         decode(films, questions, config.video, self.log, lambda question: self._policies(who, question))
-        engine = LocalEngine(model, films.features, weights_version(model))
+        engine = LocalEngine(model, films.features, weights_version(model), ranks=films.ranks)
         return LocalAsker(films, engine, config.batch, self.log)
 
     def _remote(self, questions: Sequence[Question]) -> RemoteAsker:

@@ -18,10 +18,11 @@ from longtake.models.heads import add_head
 from longtake.protocols import Model
 from longtake.records import Pair, Span
 from longtake.rewards.model import read_ids
+from longtake.train.footage import decode
 from longtake.train.preference import Pairs, check_enough, ids_of, longest_of, split
 from longtake.train.ranking import Ranked
 from longtake.train.rows import Item, read_items
-from longtake.train.session import Session, decode, read_rows
+from longtake.train.session import Session, read_rows
 from longtake.train.settings import Video
 from longtake.train.turns import asked_between
 

@@ -21,8 +21,9 @@ from longtake.runtime.load import load_model, weights_version
 from longtake.runtime.onlooker import Onlooker
 from longtake.train import engine_settings
 from longtake.train.context_settings import Context
+from longtake.train.footage import open_films
 from longtake.train.outside import Outside
-from longtake.train.session import Session, open_films
+from longtake.train.session import Session
 from longtake.train.settings import Video
 
 CACHED = {"features", "features_ram", "features_disk"}
@@ -53,15 +54,23 @@ def films_of(
     return films
 
 
+def refuse_ranks(films: Films) -> None:
+    """Raises UserError where several ranks would each ask an engine in another process."""
+    if films.ranks.world.size > 1:
+        why = "an engine in another process has devices of its own, and would be asked by every rank"
+        raise UserError("one engine for several ranks", where="--engine.kind", why=why, fix="start without torchrun")
+
+
 @contextmanager
 def engine_of(settings: engine_settings.Engine, name: str, films: Films, folder: Path, log: Log) -> Iterator[Engine]:
     """What answers about `films`, until the block ends. `name`: of the model, which an endpoint knows by it."""
     if settings.kind == "local":
-        yield LocalEngine(films.model, films.features, weights_version(films.model))
+        yield LocalEngine(films.model, films.features, weights_version(films.model), ranks=films.ranks)
         return
     if settings.kind == "remote":
         assert settings.url is not None
         assert isinstance(films.model, Onlooker)
+        refuse_ranks(films)
         remote = Remote(
             settings.url,
             name,
@@ -94,7 +103,8 @@ def outside_of(settings: engine_settings.Engine, session: Session, log: Log) -> 
 def beside_of(
     settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log
 ) -> Iterator[VllmEngine | SglangEngine]:
-    """The engine in another process, with these weights."""
+    """The engine in another process, with these weights. Raises UserError under several ranks."""
+    refuse_ranks(films)
     if settings.kind == "vllm":
         with vllm_of(settings, films, weights, folder, log) as engine:
             yield engine

@@ -20,7 +20,9 @@ MOST = 12  # questions of a step that are kept
 def keep(
     folder: Path, step: int, answered: Rollout, advantage_NG: Sequence[Sequence[float | None]], films: Films
 ) -> None:
-    """Writes folder/rollouts/<step>.jsonl and the strips it names."""
+    """Writes folder/rollouts/<step>.jsonl and the strips it names, on the first rank."""
+    if not films.ranks.world.leads:
+        return
     rows = []
     for look, group, scores, advantages in list(
         zip(answered.looks, answered.groups, answered.scores, advantage_NG, strict=True)

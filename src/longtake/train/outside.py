@@ -65,7 +65,9 @@ class Outside:
         self.engine.load(local.model, local.weights)
         groups = iter(self.engine.generate(prompts, draws, max_tokens))
         for runs in local.prefills(prompts, draws, keep):
-            yield self._kept(local, runs, groups, draws[0][0].temperature)
+            here = [(run, made) for run, made in runs if made is not None]  # all of them: one rank alone comes here
+            runs.clear()
+            yield self._kept(local, here, groups, draws[0][0].temperature)
 
     def _kept(
         self, local: LocalEngine, runs: list[tuple[list[Prompt], Prefill]], groups: Iterator[Group], heat: float

@@ -23,7 +23,7 @@ def passes(memory: Memory, prefix_gradient: PrefixGradient, seed: int, model: Mo
     if memory.keep != "auto":
         keep = memory.keep
     else:
-        device, host = _room_of(model.net.device)
+        device, host = room_of(model.net.device)
         work = Work(frames=1, visual=memory.row_tokens, question=1, answer=memory.answer_tokens // 8)
         shape, way = shape_of(model.net.config.to_dict()), way_of(model, "graph", memory.answer_tokens)
         keep = keep_for(shape, work, way, device, host)
@@ -32,7 +32,7 @@ def passes(memory: Memory, prefix_gradient: PrefixGradient, seed: int, model: Mo
     return Passes(keep, memory.answer_tokens, memory.tile, probability(prefix_gradient), seed)
 
 
-def _room_of(device: torch.device) -> tuple[float, float]:
+def room_of(device: torch.device) -> tuple[float, float]:
     """Bytes of the device's memory and of the host's."""
     host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return (float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else host), host

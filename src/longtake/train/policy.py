@@ -20,18 +20,20 @@ from longtake.errors import UserError
 from longtake.log import Log
 from longtake.maths.advantage import Weights, equal_groups, overlong_penalty
 from longtake.maths.algorithms import ALGORITHMS, Algorithm
+from longtake.parallel.fsdp import learning
 from longtake.records import Group, Layout, Prompt, Question
 from longtake.rewards.mix import Mix
 from longtake.rewards.model import Scorer
 from longtake.runtime.films import Look
 from longtake.runtime.prefix import Keep
 from longtake.runtime.rows import lead
+from longtake.train.footage import encode
 from longtake.train.keys import batch, epoch_fits, keyed
 from longtake.train.oom import Facts, explained, facts_of
 from longtake.train.outside import Outside
 from longtake.train.rollout import Rollout, answer_kept, scored
-from longtake.train.rows import Item, backward_items, packed
-from longtake.train.session import Session, encode, read_rows
+from longtake.train.rows import Item, backward_items, packed, rows_of_others, summed
+from longtake.train.session import Session, read_rows
 from longtake.train.settings import Video
 from longtake.train.step import Objective, Sums, backward
 
@@ -142,6 +144,7 @@ class Sampler:
             self.row_tokens,
             prefixes=session.prefixes,
             say=log.note,
+            ranks=session.ranks,
         )
         sample = engine.rollout if self.outside is None else partial(self.outside.rollout, engine)
         found = 0
@@ -154,7 +157,7 @@ class Sampler:
                 asked, kept = one
                 with log.phase("reward"):
                     groups = [group for each in kept for group in each.groups]
-                    new = scored(asked, groups, self.reward, self.models)
+                    new = scored(asked, groups, self.reward, self.models, session.ranks)
                 found += len(differing(new).looks)
                 yield new, kept if keep else []
                 del one, kept
@@ -240,17 +243,24 @@ def backward_kept(
     """The same on the rollout's own prefills: the groups of `part` learn, prefills without any are let go."""
     learned = {id(group): own for group, own in zip(part.groups, weights.weight_NG.tolist(), strict=True)}
     sums = Sums()
-    for kept in prefills:
-        if not any(id(group) in learned for group in kept.groups):
-            continue
-        items = [
-            _item(group, learned[id(group)]) if id(group) in learned else Item(group.prompt, (), ())
-            for group in kept.groups
-        ]
-        row = packed(session.model, items)
-        scale = session.passes.scale(session.progress.step, kept.groups[0].prompt.id)
-        sums += backward(session.model, session.films.features, row, objective, session.passes, kept.made, scale)
-    return sums
+    mine = [kept for kept in prefills if kept.made and any(id(group) in learned for group in kept.groups)]
+    with learning(session.model.layers):
+        attended = rows_of_others(session, objective, len(mine))
+        for kept in mine:
+            sums += _backward_one(session, kept, learned, objective)
+        attended()
+    return summed(session, sums)
+
+
+def _backward_one(session: Session, kept: Kept, learned: Mapping[int, Sequence[float]], objective: Objective) -> Sums:
+    """Those of its groups that are `learned` from: weights of their answers by the group's id()."""
+    items = [
+        _item(group, learned[id(group)]) if id(group) in learned else Item(group.prompt, (), ())
+        for group in kept.groups
+    ]
+    scale = session.passes.scale(session.progress.step, kept.groups[0].prompt.id)
+    model, features, row = session.model, session.films.features, packed(session.model, items)
+    return backward(model, features, row, objective, session.passes, kept.made, scale, session.ranks)
 
 
 def keeper(session: Session) -> Keeper:

@@ -15,10 +15,11 @@ from longtake.log import Log, append_jsonl, read_jsonl
 from longtake.maths.logprob import score_tokens
 from longtake.records import Pair, Span
 from longtake.runtime.films import Films, Look
+from longtake.train.footage import counted, decode, encode
 from longtake.train.keys import batch, keyed
-from longtake.train.reach import Answers
+from longtake.train.reach import Answers, written
 from longtake.train.rows import Item, read_items
-from longtake.train.session import Session, counted, decode, encode, read_rows
+from longtake.train.session import Session, read_rows
 from longtake.train.settings import Video
 from longtake.train.step import Sums
 from longtake.train.turns import tokens_of
@@ -86,7 +87,8 @@ class Pairs:
                 part = every[start : start + self.size]
                 if any(pair.id not in known for pair in part):
                     found = dict(zip((pair.id for pair in part), self.logprobs(session, part, log), strict=True))
-                    append_jsonl(file, {"logprobs": found})
+                    if log.leads:
+                        append_jsonl(file, {"logprobs": found})
                     known |= found
                 progress(start + len(part), len(every))
         return known
@@ -152,11 +154,8 @@ def _film(films: Films, seen: Look) -> str:
 
 def longest_of(session: Session, pairs: Sequence[Pair], more: int = 0) -> Answers:
     """Tokens of the longest answer to each question, and `more` behind it."""
-    found: dict[str, int] = {}
-    for pair in pairs:
-        most = more + max(map(len, ids_of(session, pair)))
-        found[pair.question.id] = max(found.get(pair.question.id, 0), most)
-    return lambda question: found[question.id]
+    answers = ((pair.question.id, (Span(text),)) for pair in pairs for text in [pair.chosen, pair.rejected])
+    return written(session.model.tokenizer, session.model.end_ids[0], answers, more)
 
 
 def ids_of(session: Session, pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longtake.engines.local import Kept
+from longtake.parallel.ranks import ONE, Ranks
 from longtake.protocols import Engine
 from longtake.records import Draw, Group, Prompt, Question
 from longtake.rewards.format import format_reward
@@ -98,7 +99,8 @@ def rollout(
 
     `key` names the occasion: (seed, stage, step).
     """
-    return scored(looks, answer(engine, films, looks, temperatures, max_tokens, *key), reward)
+    groups = answer(engine, films, looks, temperatures, max_tokens, *key)
+    return scored(looks, groups, reward, ranks=films.ranks)
 
 
 def answer(
@@ -131,18 +133,24 @@ def answer_kept(
 
 
 def scored(
-    looks: Sequence[Look], groups: Sequence[Group], reward: Mix, models: Mapping[str, Scorer] | None = None
+    looks: Sequence[Look],
+    groups: Sequence[Group],
+    reward: Mix,
+    models: Mapping[str, Scorer] | None = None,
+    ranks: Ranks = ONE,
 ) -> Rollout:
-    """The second half of `rollout`: every answer's reward. `models`: those of `reward.models`, loaded."""
-    found = {name: model(groups) for name, model in (models or {}).items()}  # [N][G] each
-    scores = [
-        tuple(
-            score(answer.text, look.question, reward, {name: own[n][g] for name, own in found.items()})
-            for g, answer in enumerate(group.answers)
-        )
-        for n, (look, group) in enumerate(zip(looks, groups, strict=True))
-    ]
-    return Rollout(tuple(looks), tuple(groups), tuple(scores))
+    """The second half of `rollout`: every answer's reward, each asked for on one of the ranks.
+
+    `models`: those of `reward.models`, loaded.
+    """
+    found = {name: model(groups, ranks) for name, model in (models or {}).items()}  # [N][G] each
+
+    def judged(n: int) -> tuple[Scored, ...]:
+        told = [{name: own[n][g] for name, own in found.items()} for g, _ in enumerate(groups[n].answers)]
+        answers = zip(groups[n].answers, told, strict=True)
+        return tuple(score(answer.text, looks[n].question, reward, own) for answer, own in answers)
+
+    return Rollout(tuple(looks), tuple(groups), tuple(ranks.world.deal(range(len(looks)), judged)))
 
 
 def score(text: str, question: Question, reward: Mix, scores: Mapping[str, float] | None = None) -> Scored:

@@ -5,21 +5,24 @@ G answers of one prompt, R answer tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 from torch import Tensor
 
 from longtake.maths.pack import pack
+from longtake.parallel.fsdp import learning, most_rows, whole
 from longtake.protocols import Model
 from longtake.records import AnswerRow, PrefixRow, Prompt
 from longtake.runtime.prefix import Prefill
 from longtake.runtime.rows import bare, cached, lead
 from longtake.train.session import Session
-from longtake.train.step import Goal, Sums, backward, chunks, read_out
+from longtake.train.step import Goal, Sums, backward, read_out
 
 Numbers = tuple[tuple[float, ...], ...]  # [G][R]
+Some = TypeVar("Some")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +47,81 @@ def packed(model: Model, items: Sequence[Item]) -> PrefixRow:
 
 
 def backward_items(session: Session, items: Sequence[Item], objective: Goal, row_tokens: int) -> Sums:
-    """Adds the gradients of the summed loss, in rows of at most `row_tokens` prefix tokens."""
-    sums = Sums()
-    for run, row, made in _rows(session, items, row_tokens):
-        scale = session.passes.scale(session.progress.step, run[0].prompt.id)
-        sums += backward(session.model, session.films.features, row, objective, session.passes, made, scale)
-    return sums
+    """Adds the gradients of the summed loss, in rows of at most `row_tokens` prefix tokens; over several ranks this
+    one's share of them. The sums returned are those of all.
+    """
+    sums, model, features, ranks = Sums(), session.model, session.films.features, session.ranks
+    mine = _runs(session, items, row_tokens)[ranks.data.index :: ranks.data.size]
+    with learning(model.layers):
+        attended = rows_of_others(session, objective, len(mine))
+        for run in mine:
+            scale = session.passes.scale(session.progress.step, run[0].prompt.id)
+            row, made = packed(model, run), _kept(session, run)
+            sums += backward(model, features, row, objective, session.passes, made, scale, ranks)
+        attended()
+    return summed(session, sums)
+
+
+def rows_of_others(session: Session, objective: Goal, own: int) -> Callable[[], None]:
+    """Before a rank learns from its `own` rows: what to do after them, so that it takes part in those of ranks that
+    have more.
+    """
+    model, ranks = session.model, session.ranks
+    most = most_rows(model.layers, ranks.world, own)
+
+    def attend() -> None:
+        for _ in range(own, most):
+            backward(model, session.films.features, None, objective, session.passes, ranks=ranks)
+
+    return attend
+
+
+def summed(session: Session, sums: Sums) -> Sums:
+    """Over all ranks."""
+    return sum(session.ranks.world.gather(sums), Sums())
 
 
 def read_items(
     session: Session, items: Sequence[Item], of: Callable[[Tensor, AnswerRow], Tensor], row_tokens: int
 ) -> list[list[Tensor]]:
     """[N][G] of [R]: what `of` makes of the states that predict each token (train.step.read_out)."""
-    found: list[list[Tensor]] = []
-    for run, row, made in _rows(session, items, row_tokens):
+    model, features, ranks = session.model, session.films.features, session.ranks
+
+    def read(run: list[Item]) -> list[list[Tensor]]:
         lengths = [len(ids) for item in run for ids in item.ids]
-        answers = iter(read_out(session.model, session.films.features, row, of, session.passes, made).split(lengths))
-        found += [[next(answers) for _ in item.ids] for item in run]
-    return found
+        found_R = read_out(model, features, packed(model, run), of, session.passes, _kept(session, run), ranks)
+        answers = iter(found_R.split(lengths))
+        return [[next(answers) for _ in item.ids] for item in run]
+
+    with whole(model.layers):
+        return [own for run in ranks.data.deal(_runs(session, items, row_tokens), read) for own in run]
 
 
-def _rows(
-    session: Session, items: Sequence[Item], row_tokens: int
-) -> Iterator[tuple[list[Item], PrefixRow, Prefill | None]]:
-    """Items that share a row, the row, and its prefixes where the run keeps them: then a row holds one film."""
-    kept, made = session.prefixes, None
-    runs = chunks(items, lambda item: len(item.prompt.ids), row_tokens)
-    if kept is not None:
-        runs = (list(run) for _, run in groupby(items, lambda item: item.prompt.features or item.prompt.id))
-    for run in runs:
-        if kept is not None:
-            prompts = [item.prompt for item in run]
-            made = cached(session.model, bare(session.model, prompts), session.films.features, kept)
-        yield run, packed(session.model, run), made
+def _runs(session: Session, items: Sequence[Item], row_tokens: int) -> list[list[Item]]:
+    """Items that share a row: one film's where the run keeps prefixes; something for every sequence of ranks."""
+    if session.prefixes is not None:
+        return [list(run) for _, run in groupby(items, lambda item: item.prompt.features or item.prompt.id)]
+    most = -(-len(items) // session.ranks.data.size)
+    return list(chunks(items, lambda item: len(item.prompt.ids), row_tokens, most))
+
+
+def _kept(session: Session, run: Sequence[Item]) -> Prefill | None:
+    """The prefixes of a row where the run keeps them."""
+    if session.prefixes is None:
+        return None
+    row = bare(session.model, [item.prompt for item in run])
+    return cached(session.model, row, session.films.features, session.prefixes, session.ranks)
+
+
+def chunks(
+    items: Sequence[Some], length: Callable[[Some], int], budget: int, most: int | None = None
+) -> Iterable[list[Some]]:
+    """Runs of at most `most` items whose lengths add up to at most `budget` tokens (a longer item stands alone)."""
+    run: list[Some] = []
+    for item in items:
+        if run and (len(run) == most or sum(map(length, run)) + length(item) > budget):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run

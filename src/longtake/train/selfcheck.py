@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from longtake.errors import UserError
 from longtake.maths.logprob import score_tokens
 from longtake.maths.pack import answer_rows, pack, stem
+from longtake.parallel.fsdp import learning, norm_of
 from longtake.protocols import Model
 from longtake.records import Features, PrefixRow, Prompt
 from longtake.runtime.inputs import fill
@@ -62,9 +63,11 @@ def check(
     weights = [[1.0 + 0.1 * g] * len(answer) for g, answer in enumerate(ids)]
     row = pack([kept], [ids], [weights], lead=lead(model), dtype=torch.float32)
     _clear(params)
-    plain_R = torch.cat([_plain(model, kept, answer, own, films) for answer, own in zip(ids, weights, strict=True)])
+    with learning(model.layers):
+        plain_R = torch.cat([_plain(model, kept, answer, own, films) for answer, own in zip(ids, weights, strict=True)])
     norm = _norm(params)
-    fast_R = _fast(model, row, films, passes)
+    with learning(model.layers):
+        fast_R = _fast(model, row, films, passes)
     left = _norm(params)
     _clear(params)
     share = left / norm if norm else 0.0
@@ -112,11 +115,13 @@ def _fast(model: Model, row: PrefixRow, films: list[Features], passes: Passes) -
     return torch.cat(found)
 
 
-@dataclass(slots=True)
 class _Plain:
-    """Causal attention by torch; a second pass reads a copy of the first one's keys and values before its own."""
+    """Causal attention by torch; a second pass reads a copy of the first one's keys and values before its own. No
+    dataclass: FSDP would copy it for every layer.
+    """
 
-    kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.kv: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if layer not in self.kv:
@@ -148,7 +153,7 @@ def _cut(prompt: Prompt, films: Sequence[Features], lead: int) -> tuple[Prompt, 
 
 def _norm(params: Sequence[nn.Parameter]) -> float:
     grads = [p.grad for p in params if p.grad is not None]
-    return float(nn.utils.get_total_norm(grads)) if grads else 0.0
+    return float(norm_of(grads)) if grads else 0.0
 
 
 def _clear(params: Sequence[nn.Parameter]) -> None:

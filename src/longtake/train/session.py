@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,6 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
-from longtake.config import option
-from longtake.data.cache import FrameTier, Quarantine
 from longtake.data.rows import Bad
 from longtake.errors import UserError
 from longtake.log import Log
@@ -21,23 +18,22 @@ from longtake.log.files import write_jsonl
 from longtake.models.adapters import NAME, prepare
 from longtake.models.heads import no_head
 from longtake.models.tiled import pointwise, tile
+from longtake.parallel.ranks import Ranks
 from longtake.protocols import Model
-from longtake.records import FramePolicy, Prompt, Question
-from longtake.runtime.features import FeatureStore
-from longtake.runtime.films import Films, Look
-from longtake.runtime.load import load_model, tower_fingerprint
-from longtake.runtime.onlooker import Onlooker
+from longtake.records import Prompt
+from longtake.runtime.films import Films
+from longtake.runtime.load import load_model
 from longtake.runtime.prefixcache import PrefixCache
-from longtake.runtime.words import unknown
 from longtake.train import resume
 from longtake.train.adapter_settings import Adapter
 from longtake.train.context_settings import Context
+from longtake.train.footage import open_films
 from longtake.train.memory import Memory, PrefixGradient
 from longtake.train.passes import passes
-from longtake.train.reach import Answers, check_fits
+from longtake.train.ranks_settings import Ranks as Shared
 from longtake.train.selfcheck import check
 from longtake.train.settings import Dtype, Optim, Video
-from longtake.train.step import Passes, adamw, count_bad, step_optimizer
+from longtake.train.step import Passes, adamw, add_gradients, count_bad, step_optimizer
 
 Row = TypeVar("Row")
 
@@ -57,6 +53,11 @@ class Session:
     bad: int = 0  # optimizer steps in a row without a finite gradient
     checked: bool = False  # the fast path against the plain one, on this run's data
 
+    @property
+    def ranks(self) -> Ranks:
+        """Who else works on it."""
+        return self.films.ranks
+
     def check(self, prompt: Prompt, answers: Sequence[Sequence[int]], log: Log) -> None:
         """The first time, compares fast and plain path on these answers and says how they agree. Raises UserError."""
         if self.checked:
@@ -67,22 +68,24 @@ class Session:
         log.note(str(check(self.model, self.params, prompt, answers, films, self.passes)))
 
     def step(self, count: float, optim: Optim, steps: int) -> float:
-        """One optimizer step with the gradients there are, divided by `count`; returns their norm.
+        """One optimizer step with the gradients of all ranks, divided by `count`; returns their norm.
 
         Raises UserError if none is finite any more.
         """
         rate = optim.rate(self.progress.step, steps)
+        add_gradients(self.params, self.ranks.world)
         norm = step_optimizer(self.optimizer, self.params, count=count, lr=rate, max_norm=optim.max_grad_norm)
         self.bad = count_bad(norm, self.bad)
         return norm
 
     def checkpoint(self) -> Path:
         """Writes where the run stands; the one before is dropped once this one is whole."""
-        return resume.save(self.folder / "checkpoints", self.progress, self.model, self.optimizer)
+        folder = self.folder / "checkpoints"
+        return resume.save(folder, self.progress, self.model, self.optimizer, world=self.ranks.world)
 
     def finish(self) -> Path:
         """The trained model in folder/model, without optimizer state; checkpoints stay until the next run."""
-        return resume.save_model(self.folder / "model", self.model)
+        return resume.save_model(self.folder / "model", self.model, self.ranks.world)
 
 
 class Trains(Protocol):
@@ -108,6 +111,8 @@ class Trains(Protocol):
     def prefix_gradient(self) -> PrefixGradient: ...
     @property
     def memory(self) -> Memory: ...
+    @property
+    def ranks(self) -> Shared: ...
 
 
 def open_session(
@@ -143,6 +148,7 @@ def open_session(
     way = passes(config.memory, config.prefix_gradient, config.seed, model, log)
     if way.keep != "graph" or not way.prefix_gradient or own.kind == "alora":  # a graph holds all as it is
         tile(pointwise(model.layers, model.norm), config.memory.tile)
+    config.ranks.share_weights(model, own, log)
     modules = (model.net, *model.heads.values())
     params = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
@@ -156,6 +162,7 @@ def open_session(
         log.note("the vision tower is trained: features are made anew in every step, nothing is cached")
     films = open_films(model, config.video, folder, frozen=not train_vision)
     config.context.onto(films)
+    config.ranks.onto(films)
     return Session(model, films, optimizer, params, progress, folder, way, _prefixes(config, log))
 
 
@@ -203,84 +210,3 @@ def read_rows(
         log.note(f"{len(bad)} malformed rows of {path} left out, the first at {bad[0].place}: {bad[0].reason}")
         write_jsonl(log.folder.path / f"bad_rows-{path.stem}.jsonl", [asdict(row) for row in bad])
     return good
-
-
-def open_films(model: Model, video: Video, folder: Path, *, frozen: bool) -> Films:
-    """Films of a run; tier and features are shared with other runs where `video` names their folders.
-
-    Raises UserError for settings of features that a tower in training would ignore.
-    """
-    store = None
-    if frozen:
-        quotas = video.features_ram, video.features_disk
-        store = FeatureStore(video.features, tower_fingerprint(model), model.net.dtype, *quotas)
-    elif idle := sorted(video.model_fields_set & {"features", "features_ram", "features_disk"}):
-        why = "the vision tower is trained: features are made anew in every step"
-        raise UserError("nothing is cached", where=option(f"video.{idle[0]}"), why=why, fix="leave it out")
-    return Films(model, FrameTier(video.tier or folder / "tier"), store, Quarantine(folder))
-
-
-def decode(
-    films: Films,
-    questions: Sequence[Question],
-    video: Video,
-    log: Log,
-    policies: Callable[[Question], Iterable[FramePolicy]] | None = None,
-    answers: Answers = lambda question: 0,
-) -> list[Question]:
-    """Decodes all films of the questions once, for every policy they may be looked at with; returns the usable ones.
-
-    `policies` of a question; without it those of `video`. `answers`: tokens that may follow its prompt.
-
-    Raises UserError if more films failed than `video.most_failed` allows, or all; for a cap of frames that caps none;
-    for a prompt that does not fit the model's context.
-    """
-    policies = policies or video.policies
-    if not films.subtitles and not films.sets and not any(question.subtitles for question in questions):
-        raise UserError("the rows name no subtitles", where="--context.subtitles", fix="leave it out")
-    wants: dict[str, list[FramePolicy]] = {}
-    for question in questions:
-        if question.video is not None:
-            wants.setdefault(question.video, []).extend(policies(question))
-    films.rated |= any(policy.fps is not None for own in wants.values() for policy in own)
-    if wants and "max_frames" in video.model_fields_set and not films.rated:
-        why, fix = "neither the run nor a row gives frames a second (fps), which it caps", "leave it out"
-        raise UserError("the cap has no effect", where="--video.max-frames", why=why, fix=fix)
-    with log.phase("decode"), counted(log, "films", len(wants)) as progress:
-        films.decode({path: list(dict.fromkeys(policies)) for path, policies in wants.items()}, video.workers, progress)
-    films.quarantine.must_not_exceed(video.most_failed, tuple(wants))
-    films.sets += sum(len(set(policies)) for policies in wants.values())
-    usable = [question for question in questions if films.usable(question)]
-    if log.folder is not None:
-        log.folder.set_films(films.used, ((bad.path, bad.reason) for bad in films.quarantine.films()))
-    if questions and not usable:
-        films.quarantine.must_not_exceed(0.0, tuple(wants))
-    if not isinstance(films.model, Onlooker):
-        check_fits(films, (Look(question, policy) for question in usable for policy in policies(question)), answers)
-    strange = [words for question in usable if (words := unknown(films.model.tokenizer, question.text))]
-    if strange:
-        log.note(
-            f"{len(strange)} of {len(usable)} questions hold words that the tokenizer does not know, such as "
-            f"'{strange[0][0]}': the model reads {films.model.tokenizer.unk_token} in their place"
-        )
-    return usable
-
-
-def encode(films: Films, looks: Sequence[Look], log: Log) -> None:
-    """Encodes what is missing, counted as phase `encode`; the next step's row says how much was there: features_hit."""
-    if films.store is None:
-        return
-    log.count("features", films.store.counts.numbers)
-    with log.phase("encode"), counted(log, "frame sets", len(looks)) as progress:
-        asked, missing = films.encode(looks, progress, log.note)
-    log.share("features_hit", asked - missing, asked)
-
-
-@contextmanager
-def counted(log: Log, name: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A (done, total) callback that moves a progress line; little work stays silent."""
-    if total < 100:
-        yield lambda done, total: None
-        return
-    with log.progress(name, total) as counter:
-        yield lambda done, total: counter.advance(done - counter.done)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from longtake.errors import UserError
 from longtake.maths.logprob import score_tokens
 from longtake.maths.loss import Loss, LossTerms
 from longtake.maths.pack import answer_rows, stem
+from longtake.parallel.axis import Axis
+from longtake.parallel.fsdp import Turns, clip_, in_shares, kinds
+from longtake.parallel.ranks import ONE, Ranks
 from longtake.protocols import Model
 from longtake.records import AnswerRow, PrefixRow
 from longtake.runtime.prefix import TILE, Keep, Prefill, extend, finish
@@ -133,39 +136,54 @@ EXACT = Passes()
 def backward(
     model: Model,
     features: FeaturesOf,
-    row: PrefixRow,
+    row: PrefixRow | None,
     objective: Goal,
     passes: Passes = EXACT,
     made: Prefill | None = None,
     scale: float = 1.0,
+    ranks: Ranks = ONE,
 ) -> Sums:
     """Gradients of the SUMMED loss of one packed row are added to the parameters': prefixes, answers, prefixes back.
 
     made: the row's prefixes as the rollout computed them, with these weights; without it they are computed here.
-    scale: of the gradient through the prefixes; 0 leaves that out. Raises UserError where memory is short.
+    scale: of the gradient through the prefixes; 0 leaves that out. The ranks of a sequence share the row: sums and
+    gradients over them are the row's. Without a row a rank takes part in what others do, where weights are in shares.
+    Raises UserError where memory is short.
     """
 
     def facts() -> Facts:
+        assert row is not None
         visual, most = int(row.visual_T.sum()), passes.answer_tokens
         return facts_of(model, row.layout, passes.keep, visual=visual, answer_tokens=most)
 
-    if made is None:
+    sums, axis, parts = Sums(), ranks.sequence, list[AnswerRow]()
+    keep: Keep = made.keep if made else passes.keep if row and scale and not lead(model) else "nothing"
+    if row is not None:
+        parts = list(answer_rows(row, passes.answer_tokens, objective.together, (axis.index, axis.size)))
+    turns = Turns.agreed(model.layers, ranks.world, row is not None and made is None, len(parts), keep != "nothing")
+    if row is not None and made is None:
         with explained("prefill", facts):
-            made = compute(model, stem(row), features, passes.keep if scale and not lead(model) else "nothing")
-    sums = Sums()
+            made = compute(model, stem(row), features, keep, ranks)
+    else:
+        turns.prefill()
     with explained("answers", facts):
-        parts = list(answer_rows(row, passes.answer_tokens, objective.together))
         for part in parts:
+            assert made is not None
             sums += _answers(model, made, part, objective, once=len(parts) == 1)
-    if made.keep != "nothing":
+        turns.answers(len(parts))
+    if made is not None and keep != "nothing":
         with explained("prefix_backward", facts):
             finish(model, made, scale, passes.tile)
+    else:
+        turns.finish()
     return sums
 
 
 def _answers(model: Model, made: Prefill, row: AnswerRow, objective: Goal, *, once: bool) -> Sums:
     """The same for some answers on their prefixes, whose share of the gradient stays in `made`."""
     row = on_device(row, model)
+    if not len(row.ids_A):  # no layer is called
+        Turns.pass_by(model.layers)
     terms, entropy = objective(model, extend(model, made, row, once=once), row)
     if terms.total.requires_grad:  # not so for answers of one token on prefixes without a backward: nothing learns
         terms.total.backward()
@@ -188,11 +206,12 @@ def read_out(
     of: Callable[[Tensor, AnswerRow], Tensor],
     passes: Passes = EXACT,
     made: Prefill | None = None,
+    ranks: Ranks = ONE,
 ) -> Tensor:
     """[R] on the CPU: what `of` makes of the states that predict the answers' tokens, prefixes computed once.
 
-    of: (hidden_RE, answers) → [R]; made: the row's prefixes, if they are known. Nothing is kept for a backward. Raises
-    UserError where memory is short.
+    of: (hidden_RE, answers) → [R]; made: the row's prefixes, if they are known. Nothing is kept for a backward. The
+    ranks of a sequence read some answers each, and get all. Raises UserError where memory is short.
     """
 
     def facts() -> Facts:
@@ -201,10 +220,29 @@ def read_out(
 
     if made is None:
         with explained("prefill", facts):
-            made = compute(model, stem(row), features, "nothing")
+            made = compute(model, stem(row), features, "nothing", ranks)
+    axis, read = ranks.sequence, []
     with explained("answers", facts):
-        parts = [on_device(part, model) for part in answer_rows(row, passes.answer_tokens)]
-        return torch.cat([of(extend(model, made, part), part).cpu() for part in parts])
+        for part in answer_rows(row, passes.answer_tokens, dealt=(axis.index, axis.size)):
+            here = on_device(part, model)
+            read.append((part.answer_R, of(extend(model, made, here), here).cpu()))
+    every = [own for rank in axis.gather(read) for own in rank]
+    order_R = torch.cat([answer_R for answer_R, _ in every]).argsort(stable=True)
+    return torch.cat([numbers for _, numbers in every])[order_R]
+
+
+def add_gradients(params: Sequence[nn.Parameter], world: Axis) -> None:
+    """Gradients become their sums over all ranks; one that a parameter has on no rank stays None, one in shares is a
+    sum already.
+    """
+    if world.size == 1:
+        return
+    params = [p for p in params if not in_shares(p)]
+    has = [any(own) for own in zip(*world.gather([p.grad is not None for p in params]), strict=True)]
+    learned = [p for p, some in zip(params, has, strict=True) if some]
+    for p in learned:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    world.add_([p.grad for p in learned if p.grad is not None])
 
 
 def step_optimizer(
@@ -217,7 +255,7 @@ def step_optimizer(
     gradients = [p.grad for p in params if p.grad is not None]
     for gradient in gradients:
         gradient.div_(count)
-    norm = float(nn.utils.clip_grad_norm_(params, max_norm)) if gradients else 0.0
+    norm = clip_(params, max_norm) if gradients else 0.0
     if gradients and torch.isfinite(torch.tensor(norm)):
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -243,19 +281,5 @@ def adamw(
     params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW over what is trained, all parameters in a few calls."""
-    return torch.optim.AdamW(list(params), lr=lr, betas=betas, weight_decay=weight_decay, foreach=True)
-
-
-Item = TypeVar("Item")
-
-
-def chunks(items: Sequence[Item], length: Callable[[Item], int], budget: int) -> Iterable[list[Item]]:
-    """Runs of items whose lengths add up to at most `budget` tokens (an item longer than it stands alone)."""
-    run: list[Item] = []
-    for item in items:
-        if run and sum(map(length, run)) + length(item) > budget:
-            yield run
-            run = []
-        run.append(item)
-    if run:
-        yield run
+    groups = [{"params": own} for own in kinds(list(params))]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, foreach=True)

@@ -19,11 +19,12 @@ from longtake.records import Example, Question
 from longtake.rewards.mix import Mix
 from longtake.runtime.films import Look
 from longtake.train import rows
+from longtake.train.footage import encode
 from longtake.train.keys import keyed
-from longtake.train.reach import Answers
+from longtake.train.reach import Answers, written
 from longtake.train.rollout import rollout
 from longtake.train.rows import Item
-from longtake.train.session import Session, encode, read_rows
+from longtake.train.session import Session, read_rows
 from longtake.train.settings import Video
 from longtake.train.step import Objective, Sums
 from longtake.train.turns import tokens_of
@@ -43,11 +44,8 @@ def next_batch(session: Session, walk: Walk, video: Video) -> list[tuple[Look, E
 
 def longest(session: Session, examples: Sequence[Example]) -> Answers:
     """Tokens of the longest answer to each question."""
-    found: dict[str, int] = {}
-    for example in examples:
-        most = max(len(ids) for ids, _ in _targets(session, example))
-        found[example.question.id] = max(found.get(example.question.id, 0), most)
-    return lambda question: found[question.id]
+    answers = ((example.question.id, spans) for example in examples for spans in example.targets)
+    return written(session.model.tokenizer, session.model.end_ids[0], answers)
 
 
 def _targets(session: Session, example: Example) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
@@ -97,7 +95,8 @@ def greedy_accuracy(session: Session, looks: Sequence[Look], max_tokens: int, lo
     """Share of held-out questions answered right by greedy decoding."""
     encode(session.films, looks, log)
     with log.phase("gate"):
-        engine = LocalEngine(session.model, session.films.features, f"step-{session.progress.step}")
+        weights = f"step-{session.progress.step}"
+        engine = LocalEngine(session.model, session.films.features, weights, ranks=session.ranks)
         return rollout(engine, session.films, looks, (0.0,), Mix({"accuracy": 1.0}), max_tokens, "gate").accuracy
 
 

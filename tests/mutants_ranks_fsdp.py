@@ -1,0 +1,83 @@
+"""Breaks of weights in shares, and of checkpoints that several ranks write. See mutants_table."""
+
+from __future__ import annotations
+
+from tests.mutants_table import breaks
+
+FSDP, RESUME = "parallel/test_fsdp.py", "train/test_resume_ranks.py"
+TESTS = {
+    "parallel/checkpoint.py": (RESUME,),
+    "parallel/fsdp.py": (
+        *(f"{FSDP}::test_{name}" for name in ("gradients_are_summed_in_float32", "decoding_speaks_to_nobody")),
+        *(f"{FSDP}::test_steps_are_those_of_one[{size}]" for size in (2, 3)),
+        f"{FSDP}::test_rows_of_many_ranks_give_the_gradient_of_one[qwen2_5-False-ways1-3]",
+        f"{FSDP}::test_a_model_that_is_whole_is_left_alone",
+    ),
+    "train/resume.py": (RESUME, "train/test_resume.py"),
+}
+
+SHARES = breaks(
+    "parallel/fsdp.py",
+    ("set_gradient_divide_factor(1.0)", "set_gradient_divide_factor(3.0)", "a mean over ranks for a sum"),
+    (
+        "reduce_dtype=torch.promote_types(weight.dtype, torch.float32)",
+        "reduce_dtype=weight.dtype",
+        "summed in bfloat16",
+    ),
+    ("if p.requires_grad and p not in inside]", "if p not in inside]", "what is frozen learns"),
+    ("        if number not in touched:", "        if False:", "zeros where nobody has a gradient"),
+    (".union(*shares.axis.gather(shares.touched))", "(shares.touched)", "what this rank did not touch, nobody did"),
+    ("    shares.touched.clear()\n", "", "what was touched once is so for ever"),
+    ("p.grad = before[number]", "p.grad = None", "a step's later rows make it forget the earlier ones"),
+    ("    if not shares.learns:\n        shares.rest.reshard()", "    pass", "embeddings stay whole"),
+    ("        layer.reshard()\n    if not", "    if not", "layers stay whole"),
+    (
+        "x.full_tensor() if isinstance(x, DTensor) else x for",
+        "x.to_local() if isinstance(x, DTensor) else x for",
+        "a local norm",
+    ),
+    (
+        "parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))",
+        "parts[0]",
+        "the norm of one kind",
+    ),
+    ("    for own in kinds(learned):", "    for own in kinds(learned)[:1]:", "one kind is clipped"),
+    ("found.setdefault(in_shares(x), [])", "found.setdefault(True, [])", "a mixture"),
+    ("        return\n    shares.grasp(layer)", "        return\n    shares.release(layer)", "a layer is not whole"),
+)
+
+PARTS = breaks(
+    "parallel/checkpoint.py",
+    ("if dist.get_rank() == 0:", "if True:", "every rank holds the whole model"),
+    ("in places:\n            setattr(module, name, p)", "in []:\n            setattr(module, name, p)", "it stays so"),
+    ("dict.fromkeys(p for _, _, p in places)", "[p for _, _, p in places]", "tied weights are two"),
+    ("raise next(iter(error.failures.values()))[0] from error", "raise", "a failure that nobody catches"),
+    ('f"{number}.{key}": x', 'f"{key}.{number}": x', "keys for numbers"),
+    (
+        "like = p.detach() if about.size == p.shape else torch.empty(about.size)",
+        "like = torch.empty(about.size)",
+        "whole",
+    ),
+    ("if x.shape != p.shape:", "if True:", "one process's state is not shared out"),
+)
+
+SAVED = breaks(
+    "train/resume.py",
+    ("if world.leads and not shared:", "if world.leads:", "two optimizer states"),
+    (
+        "parts.gathered(model.net), _together(world):\n        if world.leads:",
+        "_together(world):\n        if world.leads:",
+        "shares are saved as they are",
+    ),
+    (
+        "    with parts.gathered(model.net), _together(world):",
+        "    with parts.gathered(model.net):",
+        "others wait for ever",
+    ),
+    ("        if why is not None:", "        if False:", "a failure stays with its rank"),
+    ("    if problem is not None:\n        raise problem", "    pass", "who failed goes on"),
+    ("        except Exception:  # a full", "        except KeyError:  # a full", "half a checkpoint stays"),
+    ("if (checkpoint / parts.FOLDER).is_dir() else OPTIMIZER", "if False else OPTIMIZER", "parts are not read"),
+)
+
+MUTANTS = SHARES + PARTS + SAVED

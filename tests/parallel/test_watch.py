@@ -1,0 +1,231 @@
+"""Ranks that end in every way, watched: forked processes around a store that the test keeps, as torchrun does."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from longtake.log import Log
+from longtake.parallel import verdict, watch
+from longtake.parallel.verdict import CUT_OFF, FAILED, STOPPED
+from longtake.parallel.watch import Watch, ending
+
+QUICK = {"SILENT": 2.0, "LOST": 1.0, "GRACE": 0.7}
+AGAIN = "; run the same command again to go on"
+LIMIT = 20  # seconds for all ranks to end
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name, seconds in QUICK.items():
+        for module in (verdict, watch):
+            monkeypatch.setattr(module, name, seconds, raising=False)
+    monkeypatch.setattr(watch, "BEAT", 0.2)
+    monkeypatch.setattr(watch, "LONG", 1.0)
+
+
+def stuck():
+    """In C code that no Python signal handler interrupts, as a collective call whose peer is gone."""
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=LIMIT))
+    store.wait(["never"])
+
+
+def rank_of(rank, size, port, folder, body):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(99))  # what a rank that is not stuck would do by itself
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    log = Log(stream=io.StringIO(), rank=rank, ranks=size)
+    log.keep(folder)
+
+    def tell(text, code):
+        (folder / f"told-{rank}").write_text(f"{code} {text}")
+
+    watched = Watch(store, rank, size, log, tell, "stopped; to go on")
+    watched.start()
+    store.add("here", 1)
+    while store.add("here", 0) < size:
+        time.sleep(0.01)
+    body(rank, watched, log)
+    watched.done()
+    os._exit(0)
+
+
+def ended(size, folder, body, then=lambda forks: None):
+    """[size] exit codes, and the texts that were told by rank."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("fork")
+    multiprocessing.current_process().daemon = False  # a mutant's is, and could have no children
+    forks = [context.Process(target=rank_of, args=(r, size, store.port, folder, body)) for r in range(size)]
+    for fork in forks:
+        fork.start()
+    try:
+        then(forks)
+        stop = time.monotonic() + LIMIT
+        for fork in forks:
+            fork.join(max(0.0, stop - time.monotonic()))
+        codes = [fork.exitcode for fork in forks]
+    finally:
+        for fork in forks:
+            fork.kill()
+    return codes, {int(file.name[5:]): file.read_text() for file in folder.glob("told-*")}
+
+
+def test_all_is_well(tmp_path) -> None:
+    def body(rank, watched, log):
+        time.sleep(rank)  # done is not dead
+
+    assert ended(2, tmp_path, body) == ([0, 0], {})
+
+
+def test_one_rank_fails_while_another_is_stuck(tmp_path) -> None:
+    def body(rank, watched, log):
+        if rank == 0:
+            stuck()
+        log.at("question cups-7")
+        watched.end(FAILED, "no film\n  where: a.mp4", 2)
+
+    codes, told = ended(2, tmp_path, body)
+    assert codes == [2, 2]
+    log = tmp_path / "ranks" / "1.log"
+    assert told == {0: f"2 rank 1 failed, at question cups-7: no film\n  where: a.mp4\n  its log: {log}"}
+    assert "the end: rank 1 failed" in log.read_text()
+
+
+def test_what_all_meet_is_told_once(tmp_path) -> None:
+    def body(rank, watched, log):
+        time.sleep(rank / 10)
+        watched.end(FAILED, "bad rows", 1)
+
+    assert ended(3, tmp_path, body) == ([1, 1, 1], {0: "1 bad rows"})
+
+
+def test_the_first_of_two_failures_is_told(tmp_path) -> None:
+    def body(rank, watched, log):
+        time.sleep((2 - rank) / 4)
+        watched.end(FAILED, f"failure of {rank}", 1)
+
+    codes, told = ended(2, tmp_path, body)
+    assert (codes, told[0].startswith("1 rank 1 failed: failure of 1"), len(told)) == ([1, 1], True, 1)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_killed_rank_is_named_by_the_lowest_that_lives(tmp_path, dead) -> None:
+    def body(rank, watched, log):
+        with log.phase("rollout"):
+            log.at("question cups-6")
+            time.sleep(0.15)
+            log.at("question cups-7")
+            if rank == dead:
+                time.sleep(0.15)
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.3)
+            watched.end(CUT_OFF, "connection closed", 1)
+
+    codes, told = ended(3, tmp_path, body)
+    assert codes == [-9 if rank == dead else 1 for rank in range(3)]
+    where = f"rank {dead} died in phase rollout, at question cups-7; its log: {tmp_path / 'ranks' / f'{dead}.log'}"
+    assert told == {int(dead == 0): f"1 {where}{AGAIN}"}
+
+
+def test_a_rank_that_says_nothing_is_given_up(tmp_path) -> None:
+    def body(rank, watched, log):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        stuck()
+
+    def then(forks):
+        forks[0].join(LIMIT)
+        forks[1].kill()
+
+    codes, told = ended(2, tmp_path, body, then)
+    assert codes == [1, -9]
+    assert told[0].startswith("1 rank 1 has not been heard of for 2 s")
+
+
+def test_a_slow_rank_lives_and_is_named(tmp_path) -> None:
+    def body(rank, watched, log):
+        store = dist.PrefixStore("ranks", watched.store.clone())
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+        with log.phase("rollout"):
+            log.at("question cups-7")
+            time.sleep(rank * 3.0)
+            dist.barrier()
+        if rank == 0:
+            watched.tell(log.stream.getvalue(), 0)
+
+    codes, told = ended(2, tmp_path, body)
+    assert codes == [0, 0]
+    said = "rank 0 has waited 1 s for rank 1 in phase rollout, at question cups-7: alive, but slow"
+    assert [json.loads(line) for line in told[0][2:].splitlines()] == [{"note": said}]
+
+
+def test_a_signal_ends_ranks_that_are_stuck_and_says_so_once(tmp_path) -> None:
+    def body(rank, watched, log):
+        (tmp_path / f"ready-{rank}").touch()
+        stuck()
+
+    def then(forks):
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        for fork in forks:
+            fork.terminate()
+
+    assert ended(2, tmp_path, body, then) == ([143, 143], {0: "143 stopped; to go on"})
+
+
+def test_a_signal_that_came_because_another_died_is_not_told(tmp_path) -> None:
+    def body(rank, watched, log):
+        (tmp_path / f"ready-{rank}").touch()
+        stuck()
+
+    def then(forks):
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.01)
+        forks[1].kill()
+        forks[0].terminate()
+
+    codes, told = ended(2, tmp_path, body, then)
+    assert codes == [1, -9]
+    assert told[0].startswith("1 rank 1 died")
+
+
+def test_a_store_that_is_gone_is_said(tmp_path) -> None:
+    def gone():
+        raise dist.DistNetworkError("Broken pipe")
+
+    def body(rank, watched, log):
+        watched._say = gone
+        stuck()
+
+    codes, told = ended(1, tmp_path, body)
+    assert codes == [1]
+    assert told[0].startswith("1 torchrun is gone")
+
+
+def test_a_child_of_a_rank_has_signals_of_its_own(tmp_path) -> None:
+    def body(rank, watched, log):
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.5)
+
+    assert ended(1, tmp_path, body) == ([0], {})
+
+
+def test_what_an_exception_means() -> None:
+    assert ending(KeyboardInterrupt()) == ending(BrokenPipeError()) == STOPPED
+    assert ending(ValueError("x")) == ending(RuntimeError("shapes")) == FAILED
+    gloo = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer")
+    wrapped = ValueError("crash")
+    wrapped.__cause__ = gloo
+    assert ending(gloo) == ending(wrapped) == ending(dist.DistBackendError("NCCL")) == CUT_OFF
