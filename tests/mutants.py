@@ -3,7 +3,7 @@
 `python -m tests.mutants` (two forked workers) prints what survived and exits non-zero if anything did. Every mutant
 is one file with one text replaced that lies before the real one on its package's path, and a forked process that runs
 the tests of that file on it. `python -m tests.mutants train/step.py` tries the breaks of one file or folder alone,
-`core` those of the machinery, `families` those of single families, of context and of vLLM's client.
+`core` those of the machinery, `families` those of single families, of context, of vLLM's client and of the watch.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from tests import (
     mutants_losses,
     mutants_nvila,
     mutants_prefix,
+    mutants_ranks_watch,
     mutants_rewards,
     mutants_table,
     mutants_turns,
@@ -47,6 +48,7 @@ ROOT = Path(__file__).parent.parent
 TABLES = (  # the slowest first
     mutants_feedback,
     mutants_judge,
+    mutants_ranks_watch,
     mutants_rewards,
     mutants_loop,
     mutants_answers,
@@ -61,7 +63,8 @@ TABLES = (  # the slowest first
     mutants_table,
     mutants_losses,
 )
-FAMILIES = (mutants_context, mutants_llava, mutants_nvila, mutants_vllm)  # a third of all, and the slowest
+# a third of all, and the slowest
+FAMILIES = (mutants_context, mutants_llava, mutants_nvila, mutants_ranks_watch, mutants_vllm)
 MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
 TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
 PATIENCE = 600  # seconds in which the next one must be through

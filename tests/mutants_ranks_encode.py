@@ -43,8 +43,8 @@ WRITTEN = breaks(
 
 AGREED = breaks(
     "runtime/features.py",
-    ("and axis.leads and self.disk.write(", "and self.disk.write(", "every rank writes"),
-    ("if axis.first(bool(self.disk", "if (bool(self.disk", "what the first wrote is not known to others"),
+    ("axis.first(axis.leads and self", "axis.first(self", "every rank writes"),
+    ("axis.first(axis.leads and self", "(axis.leads and self", "what the first wrote is not known to others"),
     ("if missing and self.disk and axis.first(self.disk.readonly):", "if False:", "nobody says that it is read-only"),
     ("store.frames += frames", "store.frames = frames", "the last call's frames alone"),
     ("    if not missed:", "    if False:", "what all have is gone through"),

@@ -39,16 +39,17 @@ SIZES = tuple(OWNERS)
 
 @dataclass
 class Learner:
-    """A decoder, beside it a tower that only films touch, and a head that is whole everywhere."""
+    """A decoder, beside it a tower that only films touch, and a head that is whole everywhere, as what is frozen is."""
 
     model: object
     tower: nn.Linear
-    scalar: nn.Parameter
+    frozen: nn.Linear
+    head: nn.Parameter
 
     @property
     def params(self):
         found = dict.fromkeys([*self.model.text.parameters(), *self.model.lm_head.parameters()])
-        return [*found, *self.tower.parameters(), self.scalar]
+        return [*found, *self.tower.parameters(), self.head]
 
     @property
     def optimizer(self):
@@ -65,9 +66,10 @@ def learner(kind, world=ALONE, *, tied=True, tokens=None):
     tower = nn.Linear(5, 3, dtype=torch.float64)
     nn.init.constant_(tower.weight, 0.5)
     nn.init.constant_(tower.bias, 0.5)
+    frozen = nn.Linear(5, 3, dtype=torch.float64).requires_grad_(False)
     if world.size > 1:
-        shard([model.text, model.lm_head, tower], model.layers, world)
-    return Learner(model, tower, nn.Parameter(torch.tensor(0.5, dtype=torch.float64)))
+        shard([model.text, model.lm_head, frozen, tower], model.layers, world)
+    return Learner(model, tower, frozen, nn.Parameter(torch.full((2,), 0.5, dtype=torch.float64)))
 
 
 def score(model, made, part):
@@ -161,7 +163,7 @@ def stepped(world, steps):
             if step == 1 and world.index == world.size - 1:
                 own.tower(torch.arange(5, dtype=torch.float64)).square().sum().backward()
         learn(own, world, "layers", 10**6, TILE)
-        own.scalar.grad = torch.tensor(30.0, dtype=torch.float64)
+        own.head.grad = torch.full((2,), 30.0, dtype=torch.float64)
         for p in own.params:
             if p.grad is not None:
                 p.grad.div_(7.0)
@@ -169,7 +171,10 @@ def stepped(world, steps):
         norms.append(float(norm_of([p.grad for p in own.params if p.grad is not None])))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        shares = [sum(x.to_local().numel() if in_shares(x) else 0 for x in state.values()) for state in optimizer.state.values()]
+        shares = [
+            sum(x.to_local().numel() if in_shares(x) else 0 for x in state.values())
+            for state in optimizer.state.values()
+        ]
     return [full(p) for p in own.params], norms, sum(shares)
 
 
@@ -184,7 +189,9 @@ def test_steps_are_those_of_one(size) -> None:
     for got, own_norms, _ in found:
         assert own_norms == pytest.approx(norms, rel=EXACT)
         equal(got, want)
-    assert sum(shares for _, _, shares in found) == 2 * sum(x.numel() for x in want[:-1])  # the state, once in the world
+    assert sum(shares for _, _, shares in found) == 2 * sum(
+        x.numel() for x in want[:-1]
+    )  # the state, once in the world
 
 
 def decoded(world, _):
@@ -198,7 +205,7 @@ def decoded(world, _):
             none = torch.zeros(length, dtype=torch.bool)
             hidden = model.hidden(model.embed(ids), position, none, None, everyone)
             found.append(model.head(hidden[-1:]))
-    return found, [in_shares(p) for p in own.params]
+    return found, [in_shares(p) for p in (*own.params, *own.frozen.parameters())]
 
 
 def test_decoding_speaks_to_nobody() -> None:
@@ -207,7 +214,11 @@ def test_decoding_speaks_to_nobody() -> None:
     assert [len(found) for found, _ in (first, second, third)] == [1, 4, 7]
     for found, shares in (first, second, third):
         assert torch.equal(found[0], want[0])
-        assert shares == [True] * (len(shares) - 1) + [False]
+        assert shares == [True] * (len(shares) - 3) + [False] * 3
+
+
+def inputs(model, row, films):
+    return fill(model, row.ids_T, row.visual_T, model.encode(films) if films else [])
 
 
 def watched(world, folder, keep):
@@ -226,11 +237,10 @@ def watched(world, folder, keep):
                 share_backward(model.layers)
                 share_backward(model.layers)
                 continue
-            film = own[place]
-            prompt = model.prompt(tiny.ask(), None if film is None else tiny.receipt(film), None if film is None else "f")
+            film = [] if own[place] is None else [own[place]]
+            prompt = model.prompt(tiny.ask(), tiny.receipt(*film) if film else None, "f" if film else None)
             row = pack([prompt], *drawn([(3, 2)]), dtype=torch.float64)
-            seen = partial(fill, model, stem(row).ids_T, stem(row).visual_T)
-            made = prefill(model, stem(row), lambda: seen([] if film is None else model.encode([film])), keep)
+            made = prefill(model, stem(row), partial(inputs, model, stem(row), film), keep)
             (part,) = answer_rows(row, 10**6)
             score(model, made, part)
             finish(model, made)
@@ -244,6 +254,30 @@ def test_a_tower_learns_where_films_are(tmp_path_factory, keep) -> None:
     assert sum(x is None for x in want) < 3
     for got in run(2, watched, folder, keep):
         equal(got, want)
+
+
+def counted(world, keep):
+    """How many layers hold whole weights: whenever one is called, while all else learns, and at the end."""
+    model, seen, most = decoder("llama"), {}, []
+    shard([model.text, model.lm_head], model.layers, world)
+
+    def see(layer, _):
+        seen[layer] = layer.self_attn.q_proj.weight
+        most.append(bytes_of(seen))
+
+    def bytes_of(weights):
+        return sum(w.untyped_storage().nbytes() > 0 for w in weights.values())
+
+    for layer in model.layers:
+        layer.register_forward_pre_hook(see)
+    with learning(model.layers):
+        one_round(model, world, text_prompts()[0], LENGTHS[0], keep, 1, TILE)
+        return len(seen), set(most), bytes_of(seen), [in_shares(p) for p in model.lm_head.parameters()]
+
+
+@pytest.mark.parametrize("keep", ["graph", "layers"])
+def test_one_layer_is_whole_at_a_time(keep) -> None:
+    assert run(2, counted, keep) == [(3, {1}, 0, [False])] * 2
 
 
 def halves(world, _):

@@ -11,12 +11,14 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from longtake.errors import UserError
 from longtake.log import Log
 from longtake.parallel import verdict, watch
+from longtake.parallel.ranks import join
 from longtake.parallel.verdict import CUT_OFF, FAILED, STOPPED
 from longtake.parallel.watch import Watch, ending
 
-QUICK = {"SILENT": 2.0, "LOST": 1.0, "GRACE": 0.7}
+QUICK = {"SILENT": 3.0, "LOST": 1.0, "GRACE": 0.7}
 AGAIN = "; run the same command again to go on"
 LIMIT = 20  # seconds for all ranks to end
 
@@ -115,7 +117,10 @@ def test_the_first_of_two_failures_is_told(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_killed_rank_is_named_by_the_lowest_that_lives(tmp_path, dead) -> None:
+def test_a_killed_rank_is_named_by_the_lowest_that_lives(tmp_path, monkeypatch, dead) -> None:
+    monkeypatch.setattr(watch, "BEAT", 0.8)  # too long for the last place, were it not told at once
+    monkeypatch.setattr(verdict, "LOST", 1.5)
+
     def body(rank, watched, log):
         with log.phase("rollout"):
             log.at("question cups-6")
@@ -136,6 +141,7 @@ def test_a_killed_rank_is_named_by_the_lowest_that_lives(tmp_path, dead) -> None
 def test_a_rank_that_says_nothing_is_given_up(tmp_path) -> None:
     def body(rank, watched, log):
         if rank == 1:
+            time.sleep(0.3)
             os.kill(os.getpid(), signal.SIGSTOP)
         stuck()
 
@@ -145,7 +151,7 @@ def test_a_rank_that_says_nothing_is_given_up(tmp_path) -> None:
 
     codes, told = ended(2, tmp_path, body, then)
     assert codes == [1, -9]
-    assert told[0].startswith("1 rank 1 has not been heard of for 2 s")
+    assert told[0].startswith("1 rank 1 has not been heard of for 3 s")
 
 
 def test_a_slow_rank_lives_and_is_named(tmp_path) -> None:
@@ -153,6 +159,9 @@ def test_a_slow_rank_lives_and_is_named(tmp_path) -> None:
         store = dist.PrefixStore("ranks", watched.store.clone())
         dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
         with log.phase("rollout"):
+            time.sleep(rank * 0.5)
+            dist.barrier()
+            assert log.stream.getvalue() == ""
             log.at("question cups-7")
             time.sleep(rank * 3.0)
             dist.barrier()
@@ -229,3 +238,24 @@ def test_what_an_exception_means() -> None:
     wrapped = ValueError("crash")
     wrapped.__cause__ = gloo
     assert ending(gloo) == ending(wrapped) == ending(dist.DistBackendError("NCCL")) == CUT_OFF
+
+
+@pytest.mark.parametrize(("near", "refused"), [(1, False), (2, True)])
+def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch, near, refused) -> None:
+    taken = []
+    monkeypatch.setenv("LOCAL_RANK", str(near))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: taken.append(backend))
+    if not refused:
+        join(dist.HashStore(), 5, 8)
+        assert taken == [1, "cpu:gloo,cuda:nccl"]
+        return
+    with pytest.raises(UserError) as error:
+        join(dist.HashStore(), 5, 8)
+    assert str(error.value).splitlines() == [
+        "rank 5 has no GPU of its own",
+        "  why: it is number 3 on a machine with 2",
+        "  do: torchrun --nproc-per-node 2 …",
+    ]

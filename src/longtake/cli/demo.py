@@ -47,27 +47,39 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     from longtake.cli import demo_feedback, demo_stages
     from longtake.cli.demo_summary import summary as gather
 
-    settings = config.model_dump(mode="json", exclude={"aside", "full"})
-    try:
-        folder = RunFolder.open(config.out, "demo", settings, fresh=config.fresh)
-    except AnotherRun:
-        if not config.aside:
-            raise
-        folder = RunFolder.open(config.out, "demo", settings, fresh=True)
+    own: list[RunFolder] = []  # the first rank's
+    log.first(lambda: own.append(_folder(config)))
     plan = demo_stages.Plan(config.out, config.seed, config.scale, config.workers)
     stages = [*demo_stages.STAGES.values(), *(demo_feedback.STAGES.values() if config.full else ())]
     with log.progress("stages", len(stages)) as done:
         for stage in stages:
-            log.open(folder)
+            for folder in own:
+                log.open(folder)
             stage(plan, log)
             done.advance()
-    log.open(folder)
-    summary = gather(config.out, config.seed, _seconds(config.out, folder))
-    write_json_atomic(config.out / "summary.json", summary)
-    page = report.build(config.out)
-    folder.set_status("done")
-    log.say(told(summary, page))
-    return summary
+
+    def finished() -> dict[str, Any]:
+        (folder,) = own
+        log.open(folder)
+        summary = gather(config.out, config.seed, _seconds(config.out, folder))
+        write_json_atomic(config.out / "summary.json", summary)
+        page = report.build(config.out)
+        folder.set_status("done")
+        log.say(told(summary, page))
+        return summary
+
+    return log.first(finished)
+
+
+def _folder(config: Config) -> RunFolder:
+    """The demo's own. Raises AnotherRun."""
+    settings = config.model_dump(mode="json", exclude={"aside", "full"})
+    try:
+        return RunFolder.open(config.out, "demo", settings, fresh=config.fresh)
+    except AnotherRun:
+        if not config.aside:
+            raise
+        return RunFolder.open(config.out, "demo", settings, fresh=True)
 
 
 def told(summary: dict[str, Any], page: Path) -> str:

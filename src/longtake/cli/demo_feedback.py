@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from longtake.cli.demo_stages import ANSWER, FULL, ROOMY, Plan, evaluated
+from longtake.cli.demo_stages import ANSWER, FULL, ROOMY, Plan, evaluated, first
 from longtake.log import Log, read_json
 from longtake.recipes import dpo, judge, ppo, reward, sft
 from longtake.sim import make
@@ -76,7 +76,7 @@ def pairs(plan: Plan, judged: Path, log: Log) -> tuple[Path, int, float]:
     if written >= FEW:
         return file, BATCH, HELD_OUT
     log.note(f"the judge kept {written} pairs: the simulator's own right and wrong answers take their place")
-    return make.make_pairs(plan.out, plan.seed, plan.films()), 2, 0.5
+    return log.first(lambda: make.make_pairs(plan.out, plan.seed, plan.films())), 2, 0.5
 
 
 def score(plan: Plan, log: Log) -> None:
@@ -121,7 +121,7 @@ def reinforce(plan: Plan, log: Log) -> None:
 
 
 STAGES: Mapping[str, Callable[[Plan, Log], None]] = {
-    "judge_rows": rows, "referee": referee,
+    "judge_rows": first(rows), "referee": referee,
     "judge": compare("judge", "narrative"), "judge_plain": compare("judge_plain", "none"),
     "reward": score, "dpo": prefer, "ppo": reinforce,
     "eval_dpo": evaluated("dpo"), "eval_ppo": evaluated("ppo"),

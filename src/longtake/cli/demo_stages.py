@@ -145,7 +145,12 @@ def evaluated(name: str) -> Callable[[Plan, Log], None]:
     return evaluate
 
 
+def first(stage: Callable[[Plan, Log], None]) -> Callable[[Plan, Log], None]:
+    """A stage that makes files once, whatever the number of ranks."""
+    return lambda plan, log: log.first(lambda: stage(plan, log))
+
+
 STAGES: Mapping[str, Callable[[Plan, Log], None]] = {
-    "films": render, "decode": start, "base": base, "sft": tune, "difficulty": sort, "grpo": reinforce,
+    "films": first(render), "decode": first(start), "base": base, "sft": tune, "difficulty": sort, "grpo": reinforce,
     "eval_base": evaluated("base"), "eval_sft": evaluated("sft"), "eval_grpo": evaluated("grpo"),
 }  # fmt: skip

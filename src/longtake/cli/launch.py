@@ -33,7 +33,8 @@ class QuietLog(Log):
         """Also takes stderr."""
         super().keep(out)
         if self.own is not None:
-            os.dup2(os.open(self.own, os.O_WRONLY | os.O_APPEND), 2)
+            with self.own.open("a") as file:
+                os.dup2(file.fileno(), 2)
 
 
 class Team:

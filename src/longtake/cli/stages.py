@@ -19,7 +19,11 @@ class Stage:
 
 STAGES = {
     "demo": Stage(
-        "longtake.cli.demo", "the whole chain on a laptop: films, training, evaluation, report", (), True, True
+        "longtake.cli.demo",
+        "the whole chain on a laptop: films, training, evaluation, report",
+        trains=True,
+        speaks=True,
+        shared=True,
     ),
     "difficulty": Stage(
         "longtake.recipes.difficulty", "answer each question k times; split by pass rate", ("rows",), True, shared=True
@@ -53,7 +57,14 @@ STAGES = {
         "longtake.recipes.ppo", "learn from a reward model, with a value model (PPO)", ("rows",), True, shared=True
     ),
     "rounds": Stage("longtake.recipes.rounds", "judge and dpo in turns: sample, judge, learn, again", ("rows",), True),
-    "eval": Stage("longtake.eval.command", "accuracy by frames and kind, with blind controls", ("rows",), True, True),
+    "eval": Stage(
+        "longtake.eval.command",
+        "accuracy by frames and kind, with blind controls",
+        ("rows",),
+        trains=True,
+        speaks=True,
+        shared=True,
+    ),
     "parity": Stage(
         "longtake.recipes.parity", "do engine and trainer agree: tokens, positions, log-probabilities", ("rows",), True
     ),

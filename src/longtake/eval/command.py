@@ -6,6 +6,7 @@ A setting is (frames, control): one prefill a question serves the sampled and th
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,7 +108,7 @@ def evaluate(config: Config, log: Log) -> dict[str, Any]:
             frames = policy.frames or 0
             stems = [f"{frames}-{way}-{control or 'none'}" for way in ("sampled", "greedy")]
             paths = [config.out / "outcomes" / f"{stem}.jsonl" for stem in stems]
-            found = [_read(row) for path in paths if path.exists() for row in read_jsonl(path)]
+            found = log.first(partial(_known, paths))
             if len(found) != 2 * len(questions):  # not asked yet, or a file was cut short
                 found = _setting(config, engine, films, questions, policy, control, log, paths)
             outcomes += found
@@ -132,6 +133,11 @@ def looks(config: Config, questions: list[Question], settings: list[tuple[FrameP
     ]
 
 
+def _known(paths: list[Path]) -> list[Outcome]:
+    """What is on disk of a setting."""
+    return [_read(row) for path in paths if path.exists() for row in read_jsonl(path)]
+
+
 def _setting(
     config: Config,
     engine: Answers,
@@ -153,13 +159,7 @@ def _setting(
     encode(films, asked, log)
     heats = (config.temperature, 0.0)
     parts = [path.with_suffix(".part.jsonl") for path in paths]
-    paths[0].parent.mkdir(exist_ok=True)
-    rows = [read_jsonl(part) if part.exists() else [] for part in parts]
-    done = (
-        min(map(len, rows)) // config.batch * config.batch
-    )  # batches are made again whole: their numbers depend on it
-    for part, own in zip(parts, rows, strict=True):
-        write_jsonl(part, own[:done])
+    done = log.first(lambda: _cut(parts, config.batch))
     for start in range(done, len(asked), config.batch):
         with log.phase("answer"):
             batch = asked[start : start + config.batch]
@@ -181,11 +181,29 @@ def _setting(
                     heats[place],
                     control,
                 )
-                append_jsonl(parts[place], asdict(outcome) | {"receipt": receipt and asdict(receipt)})
+                if log.leads:
+                    append_jsonl(parts[place], asdict(outcome) | {"receipt": receipt and asdict(receipt)})
         log.show("questions", start + len(batch), len(asked), f"{policy.frames or 'own'} frames {control}")
+    return log.first(lambda: _whole(parts, paths))
+
+
+def _cut(parts: list[Path], batch: int) -> int:
+    """How many questions are answered; files are cut to whole batches, which are made again together: their numbers
+    depend on it.
+    """
+    parts[0].parent.mkdir(exist_ok=True)
+    rows = [read_jsonl(part) if part.exists() else [] for part in parts]
+    done = min(map(len, rows)) // batch * batch
+    for part, own in zip(parts, rows, strict=True):
+        write_jsonl(part, own[:done])
+    return done
+
+
+def _whole(parts: list[Path], paths: list[Path]) -> list[Outcome]:
+    """Both files under their names, and what is in them."""
     for part, path in zip(parts, paths, strict=True):
         part.replace(path)
-    return [_read(row) for path in paths for row in read_jsonl(path)]
+    return _known(paths)
 
 
 def _read(row: dict[str, Any]) -> Outcome:

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 FOLDER = "optimizer"
+STEPS = "step"  # of AdamW's state all but this, which lies on the host, is a number a weight
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def load_parts(folder: Path, optimizer: torch.optim.Optimizer) -> None:
         if not isinstance(about, TensorStorageMetadata) or int(number) >= len(params):
             raise ValueError(f"{name} is of another model")
         p = params[int(number)]
-        like = p.detach() if about.size == p.shape else torch.empty(about.size)
+        like = torch.zeros(()) if key == STEPS else p.detach()
         optimizer.state[p][key] = torch.zeros_like(like, dtype=about.properties.dtype)
     with _said(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so it is, in one process
@@ -84,7 +85,7 @@ def load_whole(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> No
     optimizer.state.clear()
     for number, own in state["state"].items():
         p = params[number]
-        optimizer.state[p] = {key: _share(x, p) for key, x in own.items()}
+        optimizer.state[p] = {key: x if key == STEPS else _share(x.to(p.device), p) for key, x in own.items()}
 
 
 @contextmanager
@@ -97,10 +98,7 @@ def _said() -> Iterator[None]:
 
 
 def _share(x: Tensor, p: nn.Parameter) -> Tensor:
-    """Of a tensor that is a number a weight, this rank's part."""
-    if x.shape != p.shape:
-        return x
-    x = x.to(p.device)
+    """This rank's part of it, if it has a part of `p`."""
     return distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else x
 
 

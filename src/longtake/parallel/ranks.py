@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from longtake.errors import UserError
 from longtake.parallel.axis import ALONE, PATIENCE, Axis, Traffic
 
 How = Literal["gather", "ulysses"]
@@ -43,11 +44,15 @@ def meet() -> Store:
 def join(store: Store, rank: int, size: int) -> None:
     """Meets the other ranks that torchrun started: NCCL between GPUs, gloo between processors.
 
-    Each rank of a machine takes a GPU of its own where there are any.
+    Each rank of a machine takes a GPU of its own where there are any. Raises UserError where there are too few.
     """
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(dist.get_node_local_rank())
+        near, gpus = dist.get_node_local_rank(), torch.cuda.device_count()
+        if near >= gpus:
+            why, fix = f"it is number {near + 1} on a machine with {gpus}", f"torchrun --nproc-per-node {gpus} …"
+            raise UserError(f"rank {rank} has no GPU of its own", why=why, fix=fix)
+        torch.cuda.set_device(near)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=PATIENCE)
 

@@ -74,8 +74,10 @@ def shares(films: Sequence[Request], patch: int, ranks: int) -> list[list[Part]]
     return found
 
 
-def encoded(model: Model, films: Sequence[Request], axis: Axis) -> tuple[list[Features], int]:
+def encoded(model: Model, films: Sequence[Request], axis: Axis, *, apart: bool = False) -> tuple[list[Features], int]:
     """Features of films, on every rank, and how many frames this rank sent through the tower.
+
+    apart: each film is cut and goes through the tower by itself, so that its bits do not depend on the others.
 
     All ranks of the axis call, with the same films. Differentiable in grad mode: the tower's gradients on a rank are
     those of its own frames, for the losses of all ranks. Raises UserError on all of them if one cannot read its frames.
@@ -84,20 +86,30 @@ def encoded(model: Model, films: Sequence[Request], axis: Axis) -> tuple[list[Fe
     if axis.size == 1:
         frames += [film.frames() for film in films]
         return model.encode(frames), sum(len(each) if each.ndim == 4 else 1 for each in frames)
-    parts = shares(films, model.temporal_patch, axis.size)
+    parts = shares(films, model.temporal_patch, axis.size) if not apart else _each(films, model, axis.size)
     own = parts[axis.index]
     together(axis, lambda: frames.extend(films[part.film].frames(part.start, part.stop) for part in own))
-    seen = model.seen(frames)
+    seen = [rows for one in frames for rows in model.seen([one])] if apart else model.seen(frames)
     kind = (seen[0].shape[1:], seen[0].dtype, seen[0].requires_grad) if seen else None
     told = axis.gather(([len(rows) for rows in seen], kind))
     shape, dtype, learns = next(kind for _, kind in told if kind)
     nothing = torch.empty((0, *shape), dtype=dtype, device=model.net.device, requires_grad=learns)
-    counts = [0] * len(films)
-    for part, rows in zip(chain(*parts), chain(*(rows for rows, _ in told)), strict=True):
-        counts[part.film] += rows
     every = gathered(torch.cat(seen) if seen else nothing, [sum(rows) for rows, _ in told], axis)
-    made = [model.read(rows, film.shape) for rows, film in zip(every.split(counts), films, strict=True)]
+    pieces: list[list[torch.Tensor]] = [[] for _ in films]
+    counts = list(chain(*(rows for rows, _ in told)))
+    for part, piece in zip(chain(*parts), every.split(counts), strict=True):
+        pieces[part.film].append(piece)  # ranks follow one another in a film
+    made = [model.read(torch.cat(own), film.shape) for own, film in zip(pieces, films, strict=True)]
     return made, sum(part.stop - part.start for part in own)
+
+
+def _each(films: Sequence[Request], model: Model, ranks: int) -> list[list[Part]]:
+    """[ranks] the shares of every film, cut by itself."""
+    found: list[list[Part]] = [[] for _ in range(ranks)]
+    for number, film in enumerate(films):
+        for own, parts in zip(found, shares([film], model.temporal_patch, ranks), strict=True):
+            own += [Part(number, part.start, part.stop) for part in parts]
+    return found
 
 
 def decoded(

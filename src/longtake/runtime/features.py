@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from longtake.runtime.encode import Request, encoded
 from longtake.runtime.shelf import GIB, Counts, Damaged, Memory, Say, Shelf, name_of
 
 MOST_FILMS, MOST_PIXELS = 64, 64_000_000  # in one call of the tower
+APART = 16  # films that ranks exchange at once where each goes through the tower by itself
 RAM_GIB, DISK_GIB = 8.0, 200.0  # unless the run says otherwise
 
 
@@ -82,7 +84,7 @@ class FeatureStore:
         Raises UserError if they are to go to disk, but the folder is read-only.
         """
         self._refresh()
-        lacking = set().union(*axis.gather([key for key in keys if key not in self]))
+        lacking = set().union(*axis.gather({key for key in keys if key not in self}))
         missing = [key for key in keys if key in lacking]
         if missing and self.disk and axis.first(self.disk.readonly):
             fix = "make it writable, name another --video.features, or leave it out: features then stay in memory"
@@ -102,7 +104,7 @@ class FeatureStore:
         self._made |= owned.keys()
         name = name_of(owned)
         levels = {key: made.level_LNE for key, made in owned.items()}
-        if axis.first(bool(self.disk and owned and axis.leads and self.disk.write(name, levels))) and self.disk:
+        if self.disk and owned and axis.first(axis.leads and self.disk.write(name, levels)):
             self._pack |= dict.fromkeys(owned, name)
             self.disk.pinned.add(name)
         for key, made in owned.items():
@@ -212,9 +214,13 @@ def prepare(
         for request in wanted:
             store.memory.touch(request.key)
         return 0
-    for films in cut(wanted, chunk if axis.first(store.writes) else 1):
+    writes = axis.first(store.writes)
+    runs = cut(wanted, chunk if writes else 1)
+    if axis.size > 1 and not writes:  # the first alone, for it shows whether there is room
+        runs = chain(cut(wanted[:1], 1), cut(wanted[1:], APART))
+    for films in runs:
         made = encode(store, model, films, axis)
-        if not axis.first(store.writes):
+        if not writes or not axis.first(store.writes):
             held = sum(store.memory.touch(request.key) for request in films)
             ahead += held
             if axis.any((bool(made) and not held) or ahead + held > store.memory.most):
@@ -235,7 +241,7 @@ def encode(store: FeatureStore, model: Model, films: Sequence[Request], axis: Ax
         if not requests:
             return {}
         with torch.no_grad():
-            made, frames = encoded(model, requests, axis)
+            made, frames = encoded(model, requests, axis, apart=not axis.first(store.writes))
         store.frames += frames
         store.foretell(made, sum(request.pixels for request in requests))
         return store.put({request.key: one for request, one in zip(requests, made, strict=True)}, axis)

@@ -15,6 +15,7 @@ from longtake.log import Log
 from longtake.models.heads import FILE, no_head
 from longtake.parallel.ranks import here
 from longtake.records import FramePolicy, Question
+from longtake.runtime.encode import decoded
 from longtake.runtime.films import Films, Look
 from longtake.runtime.load import find_folder, load_model, weights_version
 from longtake.runtime.onlooker import sent
@@ -176,7 +177,8 @@ class Cast:
                 policies = [sent(policy, context.pick) for policy in self._policies(None, question)]
                 wants.setdefault(Path(question.video), []).extend(policies)
         with self.log.phase("decode"), counted(self.log, "films", len(wants)) as progress:
-            self.tier.fill(wants, fit, video.workers, Quarantine(self.config.out), progress)
+            quarantine = Quarantine(self.config.out)
+            decoded(self.tier, list(wants), wants.__getitem__, fit, video.workers, quarantine, progress, here())
         reads = context.subtitles == "on"
         return RemoteAsker(remote, self.tier, fit, judge.workers, judge.temperature, subtitles=reads, pick=context.pick)
 
