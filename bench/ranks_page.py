@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -12,8 +13,8 @@ from bench.readme import filled
 from longtake.maths.cost import Keep, Way, Work
 from longtake.maths.cost_ranks import Links, Mesh, fewest, keep_on, layer_bytes, most_frames, predict_on, room_of_rank
 from longtake.maths.devices import DEVICES, GB
-from longtake.maths.share import Share
 from longtake.maths.shapes import PRESETS
+from longtake.maths.share import Share
 from longtake.runtime import shared
 
 PAGE = demo.RESULTS.parents[1] / "docs" / "ranks.md"
@@ -28,6 +29,18 @@ WAYS = {
 PUBLISHED = ((30720, 200, 600, 4), (216000, 200, 600, 8))  # visual, text and answer tokens, ranks: 512 frames, an hour
 ROOM = 2048  # tokens to which that pads prompts without their film, and again answers
 Rows = list[list[str]]
+SETTING = """\
+{layers} layers, {dtype}, {group} answers of {answer} tokens. MB: the largest resident set of a rank during the step,
+above what it held before. Seconds: prefill, answers, backward and the sum of gradients, of the slowest rank.{few} {on},
+torch {torch}, transformers {transformers}, {date}."""
+ASSUMED = """\
+{model}: {shape.heads} heads, {shape.kv_heads} key heads, {kv:.1f} kB of keys and values a token; bfloat16 throughout,
+moments too; {each} tokens a frame, {one.question} tokens of a prompt beside the film, {one.group} answers of
+{one.answer} tokens, a LoRA of rank {rank}. A step asks {questions} questions, each about another film whose features
+are at hand; under aLoRA prefixes are met for the first time. {near:.0f} GB/s between the {machine} GPUs of a machine,
+{far:.0f} GB/s for each GPU between machines (what all need comes into a machine once, by all its cards together),
+{host:.0f} GB of the host's memory for each rank. Nothing travels while something is computed. GPUs by
+`src/longtake/maths/devices.py`: usual efficiencies, not measured."""
 
 
 def work(frames: int) -> Work:
@@ -100,8 +113,9 @@ def _each(counts: Sequence[int]) -> str:
 
 
 def slicer(visual: int, text: int, answer: int, ranks: int) -> tuple[float, int]:
-    """What the published slicer does to one row (Long-RL's prepare_inputs_for_sp_mm): tokens computed for each that is
-    there, and visual tokens that are left out. Every rank is padded to the room for text and answer and its visual part.
+    """What the published slicer does to one row: tokens computed for each that is there, visual tokens left out.
+
+    Long-RL's prepare_inputs_for_sp_mm pads every rank to the room for text and answer beside its visual part.
     """
     part = visual // ranks
     return ranks * (2 * ROOM + part) / (visual + text + answer), visual - ranks * part
@@ -143,33 +157,23 @@ def films(found: Mapping[str, Any]) -> str:
 def setting(found: Mapping[str, Any]) -> str:
     """What was measured on what."""
     about, ran = found["machine"], found["versions"]
-    on = " ".join(about["gpus"]) or f"{about['processors']} CPU cores"
-    few = (
-        " Four ranks share two cores: their seconds say nothing."
-        if not about["gpus"] and about["processors"] < 4
-        else ""
-    )
-    return (
-        f"{found['layers']} layers, {found['dtype']}, {found['group']} answers of {found['answer']} tokens. MB: the largest "
-        f"resident set of a rank during the step, above what it held before. Seconds: prefill, answers, backward and the "
-        f"sum of gradients, of the slowest rank.{few} {on}, torch {ran['torch']}, transformers {ran['transformers']}, "
-        f"{found['date']}."
-    )
+    few = about["processors"] < max(world["ranks"] for world in found["worlds"]) and not about["gpus"]
+    words = SETTING.format(
+        **{name: found[name] for name in ("layers", "dtype", "group", "answer", "date")}, **ran,
+        on=" ".join(about["gpus"]) or f"{about['processors']} CPU cores",
+        few=" Where ranks are more than cores, seconds say nothing." if few else "",
+    )  # fmt: skip
+    return textwrap.fill(words, 120, break_on_hyphens=False)
 
 
 def assumed() -> str:
     """What the numbers below rest on."""
-    one = work(1)
-    host = DEVICES[CARDS[0]].host
-    return (
-        f"{MODEL}: {SHAPE.heads} heads, {SHAPE.kv_heads} key heads, {SHAPE.kv * ITEM / 1e3:.1f} kB of keys and values a "
-        f"token; bfloat16 throughout, moments too; {PER_FRAME} tokens a frame, prompts of {one.question} tokens beside the "
-        f"film, {one.group} answers of {one.answer} tokens, a LoRA of rank {WAYS['LoRA'][0].rank}. A step asks {QUESTIONS} "
-        f"questions, each about another film whose features are at hand. {LINKS.near / 1e9:.0f} GB/s between the "
-        f"{LINKS.machine} GPUs of a machine, {LINKS.far / 1e9:.0f} GB/s for each GPU between machines (what all need comes "
-        f"into a machine once, by all its cards together); {host / GB:.0f} GB of the host's memory for each rank. Nothing "
-        f"travels while something is computed. GPUs by `src/longtake/maths/devices.py`: usual efficiencies, not measured."
-    )
+    one, host = work(1), DEVICES[CARDS[0]].host / GB
+    words = ASSUMED.format(
+        model=MODEL, shape=SHAPE, kv=SHAPE.kv * ITEM / 1e3, each=PER_FRAME, one=one, rank=WAYS["LoRA"][0].rank,
+        questions=QUESTIONS, near=LINKS.near / GB, machine=LINKS.machine, far=LINKS.far / GB, host=host,
+    )  # fmt: skip
+    return textwrap.fill(words, 120, break_on_hyphens=False)
 
 
 def layer() -> str:

@@ -5,6 +5,7 @@ U prefix tokens, G answers, H heads, K key/value heads, D head width.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ WAYS: tuple[tuple[Keep, How], ...] = (
     ("graph", "gather"), ("layers", "gather"), ("graph", "ulysses"), ("layers", "ulysses"),
 )  # fmt: skip
 GPUS, CORES = (1, 2, 4, 8), (1, 2, 4)  # ranks of the worlds that are measured
+MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def one_world(folder: Path, *, tiny: bool) -> dict[str, Any] | None:
         ranks.join(ranks.meet(), told.rank, told.size)
         world = ranks.here()
     if how.device == "cpu":
+        _returned()
         torch.set_num_threads(max(1, machine()["processors"] // world.size))
     made = {"ranks": world.size, "films": encoded(world), "cases": list(cases(world, how, folder))}
     ranks.leave()
@@ -215,6 +218,11 @@ def encoded(world: Axis) -> dict[str, Any]:
         "read": [one[1] for one in each],
         "moved": [one[2] for one in each],
     }
+
+
+def _returned() -> None:
+    """What is freed goes back to the system at once, whatever was freed before: peaks then tell what was held."""
+    ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
 
 
 def taken(traffic: Traffic) -> Traffic:

@@ -24,11 +24,15 @@ TESTS = {  # which tests must notice a break in which file
         f"{GRAPH}a_recording_that_gives_other_numbers[float64]",
     ),
     "engines/local.py": (
-        "engines/test_sample.py",
         f"{LOCAL}answers_are_those_of_the_engine_that_keeps_nothing[float64]",
         f"{LOCAL}an_answer_ends_with_its_end_token[float64-many]",
         f"{ROLLOUT}kept_prefills_score_what_was_sampled[full-graph]",
         f"{ROLLOUT}prefixes_are_taken_from_where_they_are_kept[alora]",
+    ),
+    "engines/loop.py": (
+        "engines/test_sample.py",
+        f"{LOCAL}answers_are_those_of_the_engine_that_keeps_nothing[float64]",
+        f"{LOCAL}an_answer_ends_with_its_end_token[float64-many]",
     ),
 }
 
@@ -85,26 +89,30 @@ ENGINE = breaks(
         "starts = [int(prompt.position_3P.max()) for",
         "positions one too low",
     ),
-    ("(chance_A * share_AV[:, -1])[:, None]", "(0.5 * share_AV[:, -1])[:, None]", "the draw forgotten"),
-    ("self.chance_At[:, step])", "self.chance_At[:, 0])", "one draw an answer"),
     ("if token in self.model.end_ids", "if token == self.model.end_ids[0]", "answers not cut at their end token"),
     ("kept[:-1] if end else kept", "kept", "the end token in the text"),
+    (".repeat_interleave(per_prompt, 0)", ".repeat(per_prompt, 1)", "answers dealt in turn"),
+    ('"stop" if end else "length"', '"length"', "who ended is not known"),
+    ("if self.prefixes is None:", "if True:", "prefixes computed again and again"),
+)
+
+LOOP = breaks(
+    "engines/loop.py",
+    ("(chance_A * share_AV[:, -1])[:, None]", "(0.5 * share_AV[:, -1])[:, None]", "the draw forgotten"),
+    ("self.chance_At[:, step])", "self.chance_At[:, 0])", "one draw an answer"),
     ("logits_AV / torch.where(self.heat_A1 > 0, self.heat_A1, 1)", "logits_AV", "log-probabilities at temperature 1"),
     ("logits_AV.double() / heat_A1.clamp(min=1e-6)", "logits_AV.double()", "drawn at temperature 1"),
     ("Philox(key=draw.seed)", "Philox(key=len(draws))", "the seed forgotten"),
-    (".repeat_interleave(per_prompt, 0)", ".repeat(per_prompt, 1)", "answers dealt in turn"),
-    ('"stop" if end else "length"', '"length"', "who ended is not known"),
     (
         "self.chance_At[alive], self.heat_A1[alive]",
         "self.chance_At[: len(alive)], self.heat_A1[alive]",
         "draws of answers that left",
     ),
     (
-        "return next_A[alive], done_A[alive]",
-        "return next_A[: len(alive)], done_A[alive]",
+        "next_A[alive_A], done_A[alive_A]",
+        "next_A[: len(alive_A)], done_A[alive_A]",
         "tokens of answers that left",
     ),
-    ("if self.prefixes is None:", "if True:", "prefixes computed again and again"),
 )
 
-MUTANTS = ENGINE + DECODE + RECORDED
+MUTANTS = ENGINE + LOOP + DECODE + RECORDED

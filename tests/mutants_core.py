@@ -11,6 +11,7 @@ TESTS = {  # which tests must notice a break in which file
     "maths/dense.py": ("maths/test_dense.py",),
     "maths/kernels.py": ("maths/test_kernels.py",),
     "maths/pack.py": ("maths/test_pack.py", f"{SHARED}[qwen3_vl-graph]"),
+    "maths/spans.py": ("maths/test_attention.py", "maths/test_share.py"),
     "maths/varlen.py": ("maths/test_varlen.py", "maths/test_attention.py"),
     "models/tiled.py": ("models/test_tiled.py",),
 }
@@ -39,6 +40,23 @@ ATTENTION = breaks(
         "dV of an ancestor into dK",
     ),
     ("keys, values, gk, gv = k, v, dk, dv", "keys, values, gk, gv = k, v, dk.clone(), dv", "an ancestor's gK lost"),
+    ("gk, gv = given.into or (", "gk, gv = (", "buffers that stay empty"),
+    (
+        "if prefix_k is None or given.into else",
+        "if prefix_k is None else",
+        "gradients of a kept prefix twice: buffer and autograd",
+    ),
+    (
+        "if into is not None and not q.requires_grad",
+        "if into is None and not q.requires_grad",
+        "no backward for answers that learn nothing",
+    ),
+    ("out, lse = given.known or _forward(", "out, lse = _forward(", "a kept forward computed again"),
+    ("x if x.stride(-1) == 1 else x.contiguous()", "x", "strided heads to the kernel"),
+)
+
+SPANS = breaks(
+    "maths/spans.py",
     (
         "before[segment.stop] - first, key, length",
         "before[segment.stop] - first, key, length - 1",
@@ -65,19 +83,6 @@ ATTENTION = breaks(
         "before[start] if apart else start",
         "kept prefixes' keys at their answers' places",
     ),
-    ("gk, gv = given.into or (", "gk, gv = (", "buffers that stay empty"),
-    (
-        "if prefix_k is None or given.into else",
-        "if prefix_k is None else",
-        "gradients of a kept prefix twice: buffer and autograd",
-    ),
-    (
-        "if into is not None and not q.requires_grad",
-        "if into is None and not q.requires_grad",
-        "no backward for answers that learn nothing",
-    ),
-    ("out, lse = given.known or _forward(", "out, lse = _forward(", "a kept forward computed again"),
-    ("x if x.stride(-1) == 1 else x.contiguous()", "x", "strided heads to the kernel"),
 )
 
 VARLEN = breaks(
@@ -215,13 +220,17 @@ PACK = breaks(
     ),
     ("len(ends) == 1 and ends.pop() <= len(first)", "len(ends) == 1", "a part of a film shared"),
     ("row.position_3T[:, place_U]", "row.position_3T[:, : len(place_U)]", "positions of the row's beginning"),
-    ("(row.answer_R >= first)", "(row.answer_R > first)", "the first answer of a run lost"),
-    ("stop + together]) <= most", "stop + together]) < most", "runs shorter than memory wants"),
-    ("tokens += sum(lengths[stop : stop + together])", "tokens += lengths[stop]", "half a pair's tokens"),
-    ("stop = first + together", "stop = first + 1", "a pair's first answer alone"),
+    ("torch.tensor(sorted(mine))", "torch.tensor(sorted(mine)[len(mine) > 1 :])", "the first answer of a run lost"),
+    ("+ length > most:", "+ length >= most:", "runs shorter than memory wants"),
+    ("[sum(segment.length for segment in unit) for", "[unit[0].length for", "half a pair's tokens"),
+    (
+        "for place in range(together)})\n            run = []",
+        "for place in range(1)})\n            run = []",
+        "a pair's first answer alone",
+    ),
     ("segment.length - 1] = number", "segment.length - 1] = 0", "every answer begins at the first prompt's end"),
-    ("source_R, source_R - at)", "source_R, source_R)", "answers of a run found at their places in the row"),
-    ("if first <= count < stop:", "if count < stop:", "answers of earlier runs in the layout"),
+    ("ends + torch.arange(len(here_A))", "ends + here_A", "answers of a run found at their places in the row"),
+    ("if count in mine:", "if count <= max(mine):", "answers of earlier runs in the layout"),
     (
         "old_logprob_R=row.old_logprob_R[mine_R]",
         "old_logprob_R=row.weight_R[mine_R]",
@@ -254,4 +263,4 @@ DECODE = breaks(
     ("return q.float() @ k.float().mT", "return (q @ k.mT).float()", "scores rounded to half precision"),
 )
 
-MUTANTS = ATTENTION + VARLEN + KERNELS + DENSE + TILED + PACK + DECODE
+MUTANTS = ATTENTION + SPANS + VARLEN + KERNELS + DENSE + TILED + PACK + DECODE

@@ -34,14 +34,15 @@ ROWS = breaks(
     ("[item.old or tuple(", "[tuple(", "the reference forgotten"),
     ("[item.weights for item in items]", "[[[1.0] * len(x) for x in item.ids] for item in items]", "no weights"),
     ("old, lead=lead(model))", "old)", "an aLoRA's header in the prefix"),
-    (", made, scale)", ", made, 1.0)", "the scale of prefixes forgotten"),
+    (", made, scale, ranks)", ", made, 1.0, ranks)", "the scale of prefixes forgotten"),
     ("sums += backward(", "sums = backward(", "the last row's sums"),
     ("for _ in item.ids] for item in run]", "for _ in item.ids][::-1] for item in run]", "chosen and rejected swapped"),
     (
-        "_rows(session, items, row_tokens):\n        scale",
-        "_rows(session, items[:1], row_tokens):\n        scale",
+        "_runs(session, items, row_tokens)[ranks",
+        "_runs(session, items[:1], row_tokens)[ranks",
         "one pair",
     ),
+    ("budget):\n            yield run\n", "budget):\n            pass\n", "rows that do not fit are lost"),
 )
 
 PREFERENCE = breaks(
@@ -102,14 +103,10 @@ EXPERIENCE = breaks(
 
 GOALS = breaks(
     "train/step.py",
-    ("passes.answer_tokens, objective.together)", "passes.answer_tokens)", "a pair parted"),
+    ("passes.answer_tokens, objective.together,", "passes.answer_tokens, 1,", "a pair parted"),
     ("terms.total * self.weight", "terms.total", "the value loss unweighed"),
     ("model.heads[self.head](hidden_RE)", "[*model.heads.values()][-1](hidden_RE)", "another adapter's head"),
-    (
-        "extend(model, made, part), part).cpu() for part in parts]",
-        "extend(model, made, part), part).cpu() for part in parts[::-1]]",
-        "answers read in another order",
-    ),
+    ("every]).argsort(stable=True)", "every]).argsort(descending=True)", "answers read in another order"),
     ("self.watched.get(name, 0.0) + other", "other", "watched in the last row alone"),
     ("value / (self.tokens or math.nan)", "value", "sums for means"),
     (

@@ -111,13 +111,12 @@ STEP = breaks(
     ("torch.where(row.weight_R != 0, scored.entropy_R, 0)", "scored.entropy_R", "entropy of tokens out of the loss"),
     ("gradient.div_(count)", "gradient.div_(1.0)", "the summed gradient undivided"),
     ('group["lr"] = lr', "pass", "the optimizer's first rate for ever"),
-    ("clip_grad_norm_(params, max_norm)", "clip_grad_norm_(params[:1], max_norm)", "some weights clipped"),
+    ("clip_(params, max_norm)", "clip_(params[:1], max_norm)", "some weights clipped"),
     ("optimizer.zero_grad(set_to_none=True)", "", "gradients of the step before"),
     ("betas=betas", "betas=(0.9, 0.999)", "torch's own betas"),
     ("weight_decay=weight_decay", "weight_decay=0.01", "torch's own decay"),
     ("0 if math.isfinite(norm) else bad + 1", "bad if math.isfinite(norm) else bad + 1", "bad steps never forgiven"),
     ("if bad >= MOST_BAD", "if bad > MOST_BAD", "one bad step more"),
-    ("budget:\n            yield run\n", "budget:\n            pass\n", "rows that do not fit are lost"),
 )
 
 POLICY = breaks(
@@ -154,11 +153,11 @@ POLICY = breaks(
     ("taken=taken + self.count", "taken=taken", "the same questions again"),
     ("found += len(differing(new).looks)", "found += len(new.looks)", "no refill"),
     ("if found >= self.count", "if found > self.count", "a refill too many"),
-    ("kept.made, scale)", "kept.made)", "the scale of kept prefixes forgotten"),
+    ("kept.made, scale, session", "kept.made, 1.0, session", "the scale of kept prefixes forgotten"),
     ("(session.progress.step, kept.groups[0]", "(kept.groups[0]", "every step draws the same prefixes"),
     (
-        "if not any(id(group) in learned for group in kept.groups):",
-        "if False:",
+        "if kept.made and any(id(group) in learned for group in kept.groups)]",
+        "if kept.made]",
         "prefills of dropped groups go through",
     ),
     ("passes.kept(step, prompts[0].id)", "passes.keep", "room for a backward that does not come"),

@@ -85,19 +85,15 @@ PREFILL = breaks(
         "the gradient of the ends lost where layers are computed again",
     ),
     (
-        "        given += own\n",
-        "        given += [0 * x for x in own]\n",
+        "given + own, strict=True)",
+        "given + [0 * x for x in own], strict=True)",
         "the answers' gradients lost where layers are computed again",
     ),
     ("torch.stack([*reversed(deep), *none])", "torch.stack([*deep, *none])", "DeepStack's gradients in another order"),
+    ("if 0 < number <= levels:", "if 0 <= number < levels:", "DeepStack's gradients of the layer before"),
     (
-        "        _deepen(deep, gradient, made.visual_U, 0 < number <= levels)\n        if not",
-        "        _deepen(deep, gradient, made.visual_U, 0 <= number < levels)\n        if not",
-        "DeepStack's gradients of the layer before",
-    ),
-    (
-        "            _deepen(deep, gradient, made.visual_U, 0 < number <= levels)\n            continue",
-        "            continue",
+        "if 0 < number <= levels:",
+        "if 0 < number <= levels and call.hidden.requires_grad:",
         "no gradient for DeepStack from tiles",
     ),
     ("learns, below = [], inputs", "learns, below = [], False", "embeddings learn nothing from the prefix"),
@@ -114,23 +110,22 @@ TILES = breaks(
     "runtime/tiles.py",
     ("y.backward(gradient[:, a:b])", "y.backward(gradient[:, : b - a])", "every tile with the first one's gradient"),
     ("own[:, a:b] += x.grad", "own[:, a:b] = x.grad", "the way past attention lost"),
-    ("x.grad += more", "x.grad = more", "the prefix's own gradient of keys and values lost"),
     (
-        "((k, gradient_kv[0]), (v, gradient_kv[1]))",
-        "((k, gradient_kv[1]), (v, gradient_kv[0]))",
-        "keys' gradients for values'",
+        "over.attend(q, k, v,",
+        "over.attend(q, k.detach(), v.detach(),",
+        "the prefix's own gradient of keys and values lost",
     ),
+    ("zip(gradient_kv, whole", "zip(gradient_kv[::-1], whole", "keys' gradients for values'"),
     (
         "(cos[..., start:stop, :], sin[..., start:stop, :])",
         "(cos[..., : stop - start, :], sin[..., : stop - start, :])",
         "every tile at the first one's positions",
     ),
-    ("out.backward(given)", "out.backward(given / 2)", "half of attention's gradient"),
+    ("[given, *(g.to", "[given / 2, *(g.to", "half of attention's gradient"),
 )
 
 TOP = breaks(
     "runtime/top.py",
-    ("segment.start + segment.length - 1 for", "segment.start + segment.length - 2 for", "ends one token early"),
     ("cos[..., place_S, :], sin", "cos[..., : len(place_S), :], sin", "positions of the row's beginning"),
     ("(hidden[:, place_S],)", "(hidden[:, place_S.flip(0)],)", "ends in another order"),
     ("if self._met < len(self.layers):", "if True:", "the last layer whole: ends are not at their places"),
@@ -161,7 +156,7 @@ ROWS = breaks(
     ("row.ids_T.tolist(), row.features,", "row.features,", "a prefix's key without its tokens"),
     ("row.layout, base_version", "base_version", "a prefix's key without its segments"),
     ("base_version(model), str", "str", "a prefix's key without the weights"),
-    ("visual_U, features(handles))", "visual_U, features(handles)[::-1])", "films in another order"),
+    ("features(handles), mine_N)", "features(handles)[::-1], mine_N)", "films in another order"),
     ("kept.put(key, made.kv)", "pass", "prefixes computed again and again"),
 )
 

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from longtake.errors import UserError
@@ -154,10 +155,30 @@ def test_a_rank_that_says_nothing_is_given_up(tmp_path) -> None:
     assert told[0].startswith("1 rank 1 has not been heard of for 3 s")
 
 
+def meet(rank, watched):
+    store = dist.PrefixStore("ranks", watched.store.clone())
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+
+
+def test_ranks_that_wait_for_one_another_say_so(tmp_path) -> None:
+    def body(rank, watched, log):
+        meet(rank, watched)
+        dist.recv(torch.zeros(1), 1 - rank)
+
+    def then(forks):
+        said, stop = tmp_path / "ranks" / "0.log", time.monotonic() + LIMIT
+        while not (said.exists() and "has waited 1 s for one that waits as well" in said.read_text()):
+            assert time.monotonic() < stop
+            time.sleep(0.05)
+        for fork in forks:
+            fork.kill()
+
+    assert ended(2, tmp_path, body, then) == ([-9, -9], {})
+
+
 def test_a_slow_rank_lives_and_is_named(tmp_path) -> None:
     def body(rank, watched, log):
-        store = dist.PrefixStore("ranks", watched.store.clone())
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+        meet(rank, watched)
         with log.phase("rollout"):
             time.sleep(rank * 0.5)
             dist.barrier()

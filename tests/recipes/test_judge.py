@@ -44,7 +44,7 @@ class Opinion:
 
     asked: list[str] = []  # noqa: RUF012 — emptied by the fixture
 
-    def __init__(self, model: Any, features: Any, weights: str, *, ranks: Any) -> None:
+    def __init__(self, model: Any, features: Any, weights: str, **_: Any) -> None:
         self.words = model.tokenizer
 
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:

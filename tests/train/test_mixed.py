@@ -78,7 +78,7 @@ def test_a_mixed_batch_is_its_rows_one_by_one(kind: Any, row_tokens: int) -> Non
         items.append(Item(prompt, tuple(ids for ids, _ in made), tuple(weights for _, weights in made)))
     films = SimpleNamespace(features=lambda handles: [Features(levels[handle]) for handle in handles])
     session: Any = SimpleNamespace(
-        model=model, films=films, passes=Passes(), prefixes=None, progress=Progress(), ranks=ONE
+        model=model, films=films, passes=Passes(), prefixes=None, progress=Progress(), ranks=ONE, at=print
     )
     sums, count = backward_items(session, items, row_tokens)
     got = grads(model)

@@ -61,6 +61,7 @@ class LocalEngine:
     prefixes: PrefixCache | None = None  # keys and values of prefixes, kept for the run (aLoRA)
     say: Callable[[str], None] = _silent  # is told once if decoding must go on without CUDA graphs
     ranks: Ranks = ONE
+    at: Callable[[str], None] = _silent  # is told which question is at work
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
@@ -72,6 +73,7 @@ class LocalEngine:
 
         def written(batch: tuple[int, int]) -> list[Written]:
             own, heats = prompts[slice(*batch)], draws[slice(*batch)]
+            self.at(f"question {own[0].id}")
             made = compute(self.model, bare(self.model, own), self.features, "nothing", self.ranks)
             return self._written([made], own, heats, max_tokens)
 
@@ -150,6 +152,7 @@ class LocalEngine:
     def _prefill(self, prompts: Sequence[Prompt], keep: Keep) -> Prefill:
         """One film's prefixes: computed, or as they were kept."""
         row = bare(self.model, prompts)
+        self.at(f"question {prompts[0].id}")
         if self.prefixes is None:
             return compute(self.model, row, self.features, keep, self.ranks)
         return cached(self.model, row, self.features, self.prefixes, self.ranks)
@@ -190,7 +193,7 @@ class LocalEngine:
     ) -> list[Written]:
         """Every answer that is this rank's to decode; `starts`: positions of their first tokens."""
         axis = self.ranks.sequence
-        mine = torch.arange(axis.index, len(draws), axis.size, device=logits.device)
+        mine = torch.arange(len(draws), device=logits.device)[axis.index :: axis.size]
         if not len(mine):
             return []
         while True:

@@ -165,14 +165,16 @@ class Watch:
 
     def _name_slow(self) -> None:
         """Say once, on rank 0, for whom others wait."""
-        beats = [beat for beat in self._beats if beat]
-        waiting = [rank for rank, beat in enumerate(beats) if beat.waits > LONG]
-        slow = [
-            f"rank {rank}{beat.where()}" for rank, beat in enumerate(beats) if not beat.waits and beat.state == RUNS
-        ]
-        if self.rank == 0 and waiting and slow and not self._said:
-            self._said = True
-            self.log.aside(f"rank {waiting[0]} has waited {LONG:.0f} s for {' and '.join(slow[:3])}: alive, but slow")
+        beats = [(rank, beat) for rank, beat in enumerate(self._beats) if beat]
+        waiting = [rank for rank, beat in beats if beat.waits > LONG]
+        slow = [f"rank {rank}{beat.where()}" for rank, beat in beats if not beat.waits and beat.state == RUNS]
+        if self.rank or self._said or not waiting or not (slow or len(waiting) == self.size):
+            return
+        self._said = True
+        for_whom = (
+            f"{' and '.join(slow[:3])}: alive, but slow" if slow else "one that waits as well: please report this"
+        )
+        self.log.aside(f"rank {waiting[0]} has waited {LONG:.0f} s for {for_whom}")
 
     def _settle(self, speaker: int, text: str, code: int) -> None:
         """The run is over: the speaker tells; another rank waits for that, or speaks if it does not come."""

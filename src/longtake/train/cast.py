@@ -162,7 +162,7 @@ class Cast:
         config.context.onto(films)
         films.budget = own.budget
         decode(films, questions, config.video, self.log, lambda question: self._policies(who, question))
-        engine = LocalEngine(model, films.features, weights_version(model), ranks=films.ranks)
+        engine = LocalEngine(model, films.features, weights_version(model), ranks=films.ranks, at=self.log.at)
         return LocalAsker(films, engine, config.batch, self.log)
 
     def _remote(self, questions: Sequence[Question]) -> RemoteAsker:

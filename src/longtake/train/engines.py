@@ -65,7 +65,8 @@ def refuse_ranks(films: Films) -> None:
 def engine_of(settings: engine_settings.Engine, name: str, films: Films, folder: Path, log: Log) -> Iterator[Engine]:
     """What answers about `films`, until the block ends. `name`: of the model, which an endpoint knows by it."""
     if settings.kind == "local":
-        yield LocalEngine(films.model, films.features, weights_version(films.model), ranks=films.ranks)
+        weights = weights_version(films.model)
+        yield LocalEngine(films.model, films.features, weights, ranks=films.ranks, at=log.at)
         return
     if settings.kind == "remote":
         assert settings.url is not None

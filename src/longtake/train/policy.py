@@ -145,6 +145,7 @@ class Sampler:
             prefixes=session.prefixes,
             say=log.note,
             ranks=session.ranks,
+            at=log.at,
         )
         sample = engine.rollout if self.outside is None else partial(self.outside.rollout, engine)
         found = 0
@@ -254,6 +255,7 @@ def backward_kept(
 
 def _backward_one(session: Session, kept: Kept, learned: Mapping[int, Sequence[float]], objective: Objective) -> Sums:
     """Those of its groups that are `learned` from: weights of their answers by the group's id()."""
+    session.at(f"question {kept.groups[0].prompt.id}")
     items = [
         _item(group, learned[id(group)]) if id(group) in learned else Item(group.prompt, (), ())
         for group in kept.groups

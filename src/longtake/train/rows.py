@@ -55,6 +55,7 @@ def backward_items(session: Session, items: Sequence[Item], objective: Goal, row
     with learning(model.layers):
         attended = rows_of_others(session, objective, len(mine))
         for run in mine:
+            session.at(f"question {run[0].prompt.id}")
             scale = session.passes.scale(session.progress.step, run[0].prompt.id)
             row, made = packed(model, run), _kept(session, run)
             sums += backward(model, features, row, objective, session.passes, made, scale, ranks)
@@ -88,6 +89,7 @@ def read_items(
     model, features, ranks = session.model, session.films.features, session.ranks
 
     def read(run: list[Item]) -> list[list[Tensor]]:
+        session.at(f"question {run[0].prompt.id}")
         lengths = [len(ids) for item in run for ids in item.ids]
         found_R = read_out(model, features, packed(model, run), of, session.passes, _kept(session, run), ranks)
         answers = iter(found_R.split(lengths))

@@ -52,6 +52,7 @@ class Session:
     prefixes: PrefixCache | None = None
     bad: int = 0  # optimizer steps in a row without a finite gradient
     checked: bool = False  # the fast path against the plain one, on this run's data
+    at: Callable[[str], None] = lambda row: None  # is told which question is at work
 
     @property
     def ranks(self) -> Ranks:
@@ -163,7 +164,7 @@ def open_session(
     films = open_films(model, config.video, folder, frozen=not train_vision)
     config.context.onto(films)
     config.ranks.onto(films)
-    return Session(model, films, optimizer, params, progress, folder, way, _prefixes(config, log))
+    return Session(model, films, optimizer, params, progress, folder, way, _prefixes(config, log), at=log.at)
 
 
 def _prefixes(config: Trains, log: Log) -> PrefixCache | None:

@@ -96,7 +96,7 @@ def greedy_accuracy(session: Session, looks: Sequence[Look], max_tokens: int, lo
     encode(session.films, looks, log)
     with log.phase("gate"):
         weights = f"step-{session.progress.step}"
-        engine = LocalEngine(session.model, session.films.features, weights, ranks=session.ranks)
+        engine = LocalEngine(session.model, session.films.features, weights, ranks=session.ranks, at=log.at)
         return rollout(engine, session.films, looks, (0.0,), Mix({"accuracy": 1.0}), max_tokens, "gate").accuracy
 
 
