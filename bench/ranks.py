@@ -49,10 +49,7 @@ def measured(folder: Path, *, tiny: bool) -> dict[str, Any]:
         "versions": versions(),
         "date": datetime.now(UTC).date().isoformat(),
         "dtype": str(how.dtype).removeprefix("torch."),
-        "layers": how.sizes[0].layers,
-        "group": how.sizes[0].group,
-        "answer": how.sizes[0].answer,
-        "question": how.sizes[0].question,
+        **{name: getattr(how.films[0][0], name) for name in ("layers", "question", "group", "answer")},
         "worlds": [read_json(folder / f"{size}.json") for size in how.worlds],
     }
 

@@ -45,13 +45,12 @@ MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run where. Example: plan(tiny=True).sizes[0].heads == 28."""
+    """What is run where. Example: plan(tiny=True).worlds == (1, 2, 4)."""
 
     device: str
     dtype: torch.dtype
     adapter: bool  # a LoRA learns; else all weights
-    sizes: tuple[Size, ...]
-    frames: tuple[int, ...]
+    films: tuple[tuple[Size, tuple[int, ...]], ...]  # frames that each network is shown
     worlds: tuple[int, ...]
 
 
@@ -59,15 +58,15 @@ def plan(*, tiny: bool) -> Plan:
     """For this machine."""
     if torch.cuda.is_available() and not tiny:
         worlds = tuple(size for size in GPUS if size <= torch.cuda.device_count())
-        return Plan("cuda", torch.bfloat16, True, (SEVEN,), (512, 1024), worlds)
-    sizes = _heads(28, 4, 768), _heads(14, 2, 384)
+        return Plan("cuda", torch.bfloat16, True, ((SEVEN, (512, 1024)),), worlds)
+    films = (_heads(28, 4, 768), (62,)), (_heads(14, 2, 384), (62, 254))
     if tiny:
-        sizes = tuple(replace(size, layers=2, inner=32, answer=5, group=3) for size in sizes)
-    return Plan("cpu", torch.float64, False, sizes, (2,) if tiny else (62, 254), CORES)
+        films = tuple((replace(size, layers=2, inner=32, answer=5, group=3), (2,)) for size, _ in films)
+    return Plan("cpu", torch.float64, False, films, CORES)
 
 
 def _heads(heads: int, kv_heads: int, inner: int) -> Size:
-    return Size(f"{heads} and {kv_heads}", 4, 8 * heads, heads, kv_heads, inner, 300, (8, 8), 67, 64, 8)
+    return Size(f"{heads} and {kv_heads}", 3, 8 * heads, heads, kv_heads, inner, 300, (8, 8), 67, 64, 8)
 
 
 def one_world(folder: Path, *, tiny: bool) -> dict[str, Any] | None:
@@ -89,9 +88,9 @@ def one_world(folder: Path, *, tiny: bool) -> dict[str, Any] | None:
 
 def cases(world: Axis, how: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     """A row for every network, prefix and way; on one rank attention goes one way."""
-    for size in how.sizes:
+    for size, shown in how.films:
         net = built(size, how)
-        for frames in how.frames:
+        for frames in shown:
             here, known = scene(net, size, frames), folder / f"{size.heads}-{frames}.pt"
             for keep, asked in WAYS:
                 if world.size > 1 or asked == "gather":

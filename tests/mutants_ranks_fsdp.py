@@ -8,10 +8,9 @@ FSDP, RESUME = "parallel/test_fsdp.py", "train/test_resume_ranks.py"
 TESTS = {
     "parallel/checkpoint.py": (RESUME,),
     "parallel/fsdp.py": (
-        *(f"{FSDP}::test_{name}" for name in ("gradients_are_summed_in_float32", "decoding_speaks_to_nobody")),
+        "parallel/test_fsdp_units.py",
         *(f"{FSDP}::test_steps_are_those_of_one[{size}]" for size in (2, 3)),
         f"{FSDP}::test_rows_of_many_ranks_give_the_gradient_of_one[qwen2_5-False-ways1-3]",
-        f"{FSDP}::test_a_model_that_is_whole_is_left_alone",
     ),
     "train/resume.py": (RESUME,),
 }
@@ -24,6 +23,7 @@ SHARES = breaks(
         "reduce_dtype=weight.dtype",
         "summed in bfloat16",
     ),
+    ("        self._end()  # first all", "        # first all", "gradients of several dtypes"),
     ("if p.requires_grad and p not in inside]", "if p not in inside]", "what is frozen learns"),
     ("        if number not in touched:", "        if False:", "zeros where nobody has a gradient"),
     (".union(*shares.axis.gather(shares.touched))", "(shares.touched)", "what this rank did not touch, nobody did"),

@@ -51,7 +51,7 @@ def test_one_rank_is_today(way: Way) -> None:
 
 def test_what_travels_for_a_layer_by_hand() -> None:
     """200 tokens on 4 ranks: three quarters come from others. 2 · 2 heads · 8 numbers a token, 2 bytes, then 4."""
-    mesh = Mesh(4, 4)
+    mesh = Mesh(12, 4)
     assert layer_bytes(SHAPE, 200, LORA, mesh) == Both(0.75 * 200 * 32 * 2, 0.75 * 200 * 32 * 4)
     assert layer_bytes(SHAPE, 200, replace(LORA, item=8), mesh) == Both(0.75 * 200 * 32 * 8, 0.75 * 200 * 32 * 8)
     assert layer_bytes(SHAPE, 200, ALORA, mesh) == Both(0.75 * 200 * 32 * 2, 0)

@@ -49,6 +49,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
 
     own: list[RunFolder] = []  # the first rank's
     log.first(lambda: own.append(_folder(config)))
+    log.keep(config.out)
     plan = demo_stages.Plan(config.out, config.seed, config.scale, config.workers)
     stages = [*demo_stages.STAGES.values(), *(demo_feedback.STAGES.values() if config.full else ())]
     with log.progress("stages", len(stages)) as done:

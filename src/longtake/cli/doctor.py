@@ -19,7 +19,7 @@ from longtake.config import Settings
 from longtake.log import Log
 from longtake.log.folder import machine
 
-NEEDED = {"torch": (2, 11), "transformers": (5, 17), "av": (15, 0)}  # the same floors as pyproject.toml
+NEEDED = {"torch": (2, 13), "transformers": (5, 17), "av": (15, 0)}  # the same floors as pyproject.toml
 INSTALL = "pip install -e '.[train]'"
 FREE_GIB = 1.0  # the demo writes a tenth of it
 MEMORY_GIB = 2.0

@@ -22,7 +22,7 @@ from longtake.log.lock import hold
 PACKAGES = ("longtake", "torch", "transformers", "av", "numpy")
 # settings that cannot change a number, so that a run may go on with others (in whatever block they are)
 FREE = frozenset({"out", "fresh", "workers", "checkpoint_every", "tier", "features", "features_ram", "features_disk"})
-FREE |= {"most_failed", "key_file", "retries", "timeout", "ranks.sequence", "ranks.attention"}
+FREE |= {"most_failed", "key_file", "retries", "timeout", "ranks.sequence", "ranks.attention", "ranks.weights"}
 FREE |= {"engine.python", "engine.memory", "engine.context", "engine.patience", "engine.gate"}
 RUNNING, DONE = "running", "done"
 SHOWN = 3  # differing keys that an error lists

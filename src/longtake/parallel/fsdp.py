@@ -63,11 +63,17 @@ class _Shares:
 
     def release(self, unit: Unit) -> None:
         """Sums its gradients over the ranks (zeros where there are none); its weights are shares again."""
+        for p in _beside(unit, self.layers if unit is self.rest else ()):
+            if p.grad is None:
+                p.grad = p.new_zeros(()).expand_as(p)
+        self._end()  # first all of them in the dtype of the sum
         _alone(unit, False)
-        unit.set_reduce_scatter_unused_params(True, recurse=False)
-        with torch.enable_grad():  # at the end of any backward FSDP sums what is there, of every unit
+        self._end()
+
+    def _end(self) -> None:
+        """The end of a backward, when FSDP does with the gradients of every unit what it is told to."""
+        with torch.enable_grad():
             self.root(torch.zeros((), device=self.others[0].device, requires_grad=True)).backward()
-        unit.set_reduce_scatter_unused_params(False, recurse=False)
 
     def pass_by(self, *, back: bool) -> None:
         for layer in reversed(self.layers) if back else self.layers:
@@ -109,10 +115,10 @@ def shard(modules: Sequence[nn.Module], layers: nn.ModuleList, axis: Axis) -> No
     rest.reshard()
 
 
-def _beside(rest: Unit, layers: Sequence[Unit]) -> list[nn.Parameter]:
-    """What learns outside of the layers."""
+def _beside(unit: Unit, layers: Sequence[Unit]) -> list[nn.Parameter]:
+    """What learns in it, but not in the layers."""
     inside = {p for layer in layers for p in layer.parameters()}
-    return [p for p in rest.parameters() if p.requires_grad and p not in inside]
+    return [p for p in unit.parameters() if p.requires_grad and p not in inside]
 
 
 @contextmanager

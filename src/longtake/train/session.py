@@ -18,6 +18,7 @@ from longtake.log.files import write_jsonl
 from longtake.models.adapters import NAME, prepare
 from longtake.models.heads import no_head
 from longtake.models.tiled import pointwise, tile
+from longtake.parallel.fsdp import whole
 from longtake.parallel.ranks import Ranks
 from longtake.protocols import Model
 from longtake.records import Prompt
@@ -64,7 +65,7 @@ class Session:
         if self.checked:
             return
         self.checked = True
-        with torch.no_grad():
+        with torch.no_grad(), whole(self.model.layers):  # of a tower in training too
             films = self.films.features([prompt.features] if prompt.features else [])
         log.note(str(check(self.model, self.params, prompt, answers, films, self.passes)))
 
