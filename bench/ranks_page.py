@@ -13,6 +13,7 @@ from bench.readme import filled
 from longtake.maths.cost import Keep, Way, Work
 from longtake.maths.cost_ranks import Links, Mesh, fewest, keep_on, layer_bytes, most_frames, predict_on, room_of_rank
 from longtake.maths.devices import DEVICES, GB
+from longtake.maths.room import USABLE
 from longtake.maths.shapes import PRESETS
 from longtake.maths.share import Share
 from longtake.runtime import shared
@@ -20,6 +21,7 @@ from longtake.runtime import shared
 PAGE = demo.RESULTS.parents[1] / "docs" / "ranks.md"
 MODEL, PER_FRAME, ITEM = "qwen2.5-vl-7b", 70, 2
 SHAPE, LINKS = PRESETS[MODEL], Links()
+BY_HEADS = 4  # ranks among which the heads can be parted
 FRAMES, WORLDS, CARDS, QUESTIONS = (3600, 28800), (8, 64), ("h100", "h200"), 64
 WAYS = {
     "LoRA": (Way("exact", "layers", adapter="lora"), False),
@@ -30,9 +32,9 @@ PUBLISHED = ((30720, 200, 600, 4), (216000, 200, 600, 8))  # visual, text and an
 ROOM = 2048  # tokens to which that pads prompts without their film, and again answers
 Rows = list[list[str]]
 SETTING = """\
-{layers} layers, {dtype}, {group} answers of {answer} tokens. MB: the largest resident set of a rank during the step,
-above what it held before. Seconds: prefill, answers, backward and the sum of gradients, of the slowest rank.{few} {on},
-torch {torch}, transformers {transformers}, {date}."""
+{layers} layers, {dtype}, {group} answers of {answer} tokens. MB: the most that a rank held during the step ({held}),
+above what it held before. Seconds: prefill, answers, backward and the sum of gradients, of the slowest rank.{few}{busy}
+{on}, torch {torch}, transformers {transformers}, {date}."""
 ASSUMED = """\
 {model}: {shape.heads} heads, {shape.kv_heads} key heads, {kv:.1f} kB of keys and values a token; bfloat16 throughout,
 moments too; {each} tokens a frame, {one.question} tokens of a prompt beside the film, {one.group} answers of
@@ -60,7 +62,8 @@ def page(text: str, found: Mapping[str, Any]) -> str:
 
 def table(head: Sequence[str], rows: Rows) -> str:
     """Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [[*head], ["---"] * len(head), *rows])
+    lines = [f"| {' | '.join(line)} |" for line in [[*head], *rows]]
+    return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
 
 
 def _cases(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -101,7 +104,8 @@ def held(found: Mapping[str, Any]) -> str:
         both = sorted(group, key=lambda c: c["keep"])
         rows.append([
             net, f"{tokens:,}", str(ranks), _each(both[0]["prefix"]), _each(both[0]["answers"]),
-            *(f"{max(c['peak_mb']):,.0f}" for c in both), *(f"{sum(c['seconds'].values()):.1f}" for c in both),
+            *(f"{max(c['peak_mb']):,.0f} ({c['model_mb']:,.0f})" for c in both),
+            *(f"{sum(c['seconds'].values()):.1f}" for c in both),
         ])  # fmt: skip
     head = ("heads, key heads", "tokens", "ranks", "prefix tokens of each", "answer tokens of each")
     return table((*head, "MB, graph", "MB, layers", "s, graph", "s, layers"), rows)
@@ -161,6 +165,8 @@ def setting(found: Mapping[str, Any]) -> str:
     words = SETTING.format(
         **{name: found[name] for name in ("layers", "dtype", "group", "answer", "date")}, **ran,
         on=" ".join(about["gpus"]) or f"{about['processors']} CPU cores",
+        held="what torch allocated" if about["gpus"] else "resident set",
+        busy=f" Other work ran beside it (load {found['load']})." if found["load"] > 1 else "",
         few=" Where ranks are more than cores, seconds say nothing." if few else "",
     )  # fmt: skip
     return textwrap.fill(words, 120, break_on_hyphens=False)
@@ -180,17 +186,17 @@ def layer() -> str:
     """Bytes of one layer of one prefix, all ranks of a world in one sequence."""
     rows: Rows = []
     for frames in FRAMES:
-        for ranks in WORLDS:
+        for ranks in (BY_HEADS, *WORLDS):
             mesh, way, tokens = Mesh(ranks, ranks), WAYS["LoRA"][0], work(frames).prefix
             both = layer_bytes(SHAPE, tokens, way, mesh)
             cells = [f"{x / GB:.2f} ({1e3 * x / LINKS.gather(ranks):.1f})" for x in (both.forward, both.backward)]
-            heads = "refused: keys are gathered"
+            heads = "heads cannot be parted"
             if shared.fits(SHAPE.heads, SHAPE.kv_heads, ranks):
                 more = layer_bytes(SHAPE, tokens, way, replace(mesh, by_heads=True))
                 heads = f"{(more.forward - both.forward) / GB:.2f}, {(more.backward - both.backward) / GB:.2f}"
             rows.append([f"{frames:,}", f"{tokens:,}", str(ranks), *cells, heads])
     head = ("frames", "tokens", "ranks", "GB forward (ms)", "GB backward (ms)")
-    return table((*head, "by heads besides"), rows)
+    return table((*head, "GB by heads besides"), rows)
 
 
 def _chosen() -> Iterable[tuple[str, int, int, str, Way, Mesh, bool]]:
@@ -250,14 +256,20 @@ def seconds() -> str:
 
 
 def most() -> str:
-    """The longest film, and how many tokens a frame may have for the longest of FRAMES to fit."""
+    """The longest film; where keys and values alone fill what weights leave; tokens a frame for the longest to fit."""
     rows: Rows = []
     for card in CARDS:
         device = DEVICES[card]
         for mode, (way, in_shares) in WAYS.items():
             meshes = [Mesh(ranks, ranks, in_shares) for ranks in (1, *WORLDS)]
-            found = [most_frames(SHAPE, work(1), way, mesh, device.bytes, device.host) for mesh in meshes]
+            kept: list[Keep] = ["layers", "host"] if way.through else ["nothing"]
+            found = [
+                max(most_frames(SHAPE, work(1), replace(way, keep=k), mesh, device.bytes, device.host) for k in kept)
+                for mesh in meshes
+            ]
+            need = room_of_rank(SHAPE, work(FRAMES[-1]), way, meshes[-1])
+            floor = (USABLE * device.bytes - need.weights - need.learning) / need.kv * FRAMES[-1]
             each = found[-1] * PER_FRAME / FRAMES[-1]
-            rows.append([device.name, mode, *(f"{frames:,}" for frames in found), f"{each:.0f}"])
-    head = ("GPU", "mode", "1 rank", *(f"{ranks} ranks" for ranks in WORLDS))
-    return table((*head, f"tokens a frame for {FRAMES[-1]:,} frames on {WORLDS[-1]}"), rows)
+            rows.append([device.name, mode, *(f"{frames:,}" for frames in found), f"{floor:,.0f}", f"{each:.0f}"])
+    head = ("GPU", "mode", "1 rank", *(f"{ranks} ranks" for ranks in WORLDS), "keys and values alone")
+    return table((*head, f"tokens a frame for {FRAMES[-1]:,} on {WORLDS[-1]}"), rows)

@@ -20,7 +20,12 @@ from bench.h200_net import SEVEN, Clock, Net, Scene, Size, network, scene
 from longtake.cli.environment import launched
 from longtake.log.folder import machine
 from longtake.maths.algorithms import ALGORITHMS
+from longtake.maths.cost import Way, Work
+from longtake.maths.cost_ranks import Mesh, room_of_rank
+from longtake.maths.devices import GB
 from longtake.maths.pack import answer_rows, stem
+from longtake.maths.room import USABLE, room
+from longtake.maths.shapes import PRESETS, Shape
 from longtake.models.qwen3_vl import Qwen3VL
 from longtake.parallel import ranks
 from longtake.parallel.axis import ALONE, Axis, Traffic
@@ -40,6 +45,7 @@ WAYS: tuple[tuple[Keep, How], ...] = (
     ("graph", "gather"), ("layers", "gather"), ("graph", "ulysses"), ("layers", "ulysses"),
 )  # fmt: skip
 GPUS, CORES = (1, 2, 4, 8), (1, 2, 4)  # ranks of the worlds that are measured
+GPU_FRAMES = (64, 128)  # of films for the 7B shape
 MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
@@ -58,15 +64,23 @@ def plan(*, tiny: bool) -> Plan:
     """For this machine."""
     if torch.cuda.is_available() and not tiny:
         worlds = tuple(size for size in GPUS if size <= torch.cuda.device_count())
-        return Plan("cuda", torch.bfloat16, True, ((SEVEN, (512, 1024)),), worlds)
+        return Plan("cuda", torch.bfloat16, True, ((SEVEN, GPU_FRAMES),), worlds)
     films = (_heads(28, 4, 768), (62,)), (_heads(14, 2, 384), (62, 254))
     if tiny:
         films = tuple((replace(size, layers=2, inner=32, answer=5, group=3), (2,)) for size, _ in films)
     return Plan("cpu", torch.float64, False, films, CORES)
 
 
+def wanted() -> str:
+    """What the same needs on GPUs, by the cost model."""
+    longest, shape = SEVEN.tokens(GPU_FRAMES[-1]), PRESETS[SEVEN.family]
+    work = Work(GPU_FRAMES[-1], longest - SEVEN.question, SEVEN.question, group=SEVEN.group, answer=SEVEN.answer)
+    need = room(shape, work, Way("exact", "graph", adapter="lora")).peak / USABLE
+    return f"no GPU here: processors over gloo. Over NCCL it takes two GPUs or more, of {need / GB:.0f} GB each\n"
+
+
 def _heads(heads: int, kv_heads: int, inner: int) -> Size:
-    return Size(f"{heads} and {kv_heads}", 3, 8 * heads, heads, kv_heads, inner, 300, (8, 8), 67, 64, 8)
+    return Size(f"{heads} and {kv_heads}", 3, 8 * heads, heads, kv_heads, inner, 300, (7, 9), 68, 64, 8)
 
 
 def one_world(folder: Path, *, tiny: bool) -> dict[str, Any] | None:
@@ -159,6 +173,7 @@ def case(here: Scene, size: Size, world: Axis, keep: Keep, asked: How, known: Pa
         "padding": forward.padding + back.padding,
         "formula": formula(size, tokens, world.size, keep, by_heads, net.text.dtype),
         "peak_mb": [one[2] for one in each],
+        "model_mb": modelled(size, tokens, keep, world.size, net),
         "seconds": {phase: round(max(one[3][phase] for one in each), 3) for phase in clock.seconds},
     }
 
@@ -182,6 +197,16 @@ def formula(
         forward |= {"swap": asked}
         backward |= {"swap": asked * (1 if keep == "graph" else 2)}
     return {"forward": forward, "backward": backward}
+
+
+def modelled(size: Size, tokens: int, keep: Keep, over: int, net: Net) -> float:
+    """What `peak_mb` is by the cost model: all that is held, but for weights and the optimizer's two moments."""
+    head = size.width // size.heads
+    shape = Shape(size.layers, size.width, size.heads, size.kv_heads, head, size.inner, size.vocab, tied=False)
+    work = Work(1, tokens - size.question, size.question, group=size.group, answer=size.answer - 1)
+    way = Way("exact", keep, adapter="full" if net.adapter is None else "lora", item=net.text.dtype.itemsize)
+    need = room_of_rank(shape, work, way, Mesh(over, over))
+    return round((need.peak - need.weights - need.learning * 2 / 3) / MIB**2, 1)
 
 
 def difference(found: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> float:
@@ -237,10 +262,10 @@ def _held(device: torch.device) -> float:
     """MB now; the mark of the largest begins anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device) / 1e6
+        return torch.cuda.memory_allocated(device) / MIB**2
     Path("/proc/self/clear_refs").write_text(RESET)
     return memory("VmRSS") / MIB
 
 
 def _peak(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else memory("VmHWM") / MIB
+    return torch.cuda.max_memory_allocated(device) / MIB**2 if device.type == "cuda" else memory("VmHWM") / MIB

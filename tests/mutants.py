@@ -36,6 +36,8 @@ from tests import (
     mutants_losses,
     mutants_nvila,
     mutants_prefix,
+    mutants_ranks,
+    mutants_ranks_cost,
     mutants_ranks_watch,
     mutants_rewards,
     mutants_table,
@@ -49,6 +51,7 @@ TABLES = (  # the slowest first
     mutants_feedback,
     mutants_judge,
     mutants_ranks_watch,
+    mutants_ranks,
     mutants_rewards,
     mutants_loop,
     mutants_answers,
@@ -62,6 +65,7 @@ TABLES = (  # the slowest first
     mutants_engines,
     mutants_table,
     mutants_losses,
+    mutants_ranks_cost,
 )
 # a third of all, and the slowest
 FAMILIES = (mutants_context, mutants_llava, mutants_nvila, mutants_ranks_watch, mutants_vllm)
@@ -101,8 +105,13 @@ def group(name: str) -> tuple[Mutant, ...]:
     return tuple(mutant for mutant in MUTANTS if mutant.file.startswith(name))
 
 
+def noticing(mutant: Mutant) -> tuple[str, ...]:
+    """Tests of which one must turn red."""
+    return mutant.tests or TESTS[mutant.file]
+
+
 def run(mutant: Mutant | frozenset[str]) -> Outcome:
-    """In a process of its own: the tests of a file, with one break in it; of several files without any, as control."""
+    """In a process of its own: the tests of a break, with it; those of many without any, as control."""
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(mutant, Mutant):
             text = (ROOT / "src/longtake" / mutant.file).read_text()
@@ -116,8 +125,8 @@ def run(mutant: Mutant | frozenset[str]) -> Outcome:
             spec.loader.exec_module(sys.modules[spec.name])
             setattr(importlib.import_module("longtake"), package, sys.modules[spec.name])
         sys.dont_write_bytecode = True
-        control = mutant if isinstance(mutant, frozenset) else frozenset[str]()
-        files = sorted({name for file in control for name in TESTS[file]}) if control else TESTS[mutant.file]
+        control = isinstance(mutant, frozenset)
+        files = sorted(mutant) if control else noticing(mutant)
         watch = Watch()
         options = [*QUICK, "--rootdir", str(ROOT)]
         if any(name.startswith(("models/", "runtime/")) for name in files):
@@ -184,7 +193,7 @@ def main(wanted: str = "") -> int:
     warm_up()
     fork = multiprocessing.get_context("fork")
     with fork.Pool(2, maxtasksperchild=1) as pool:
-        tried = [frozenset(m.file for m in mutants), *mutants]
+        tried = [frozenset(name for m in mutants for name in noticing(m)), *mutants]
         waiting = [pool.apply_async(run, (one,)) for one in tried]
         control, *outcomes = [_heard(one, own) for one, own in zip(tried, waiting, strict=True)]
     if control.problem:

@@ -29,8 +29,8 @@ SHARES = breaks(
     (".union(*shares.axis.gather(shares.touched))", "(shares.touched)", "what this rank did not touch, nobody did"),
     ("    shares.touched.clear()\n", "", "what was touched once is so for ever"),
     ("p.grad = before[number]", "p.grad = None", "a step's later rows make it forget the earlier ones"),
-    ("    if not shares.learns:\n        shares.rest.reshard()", "    pass", "embeddings stay whole"),
-    ("        layer.reshard()\n    if not", "    if not", "layers stay whole"),
+    ("        if not shares.learns:\n            shares.rest.reshard()", "", "embeddings stay whole"),
+    ("            layer.reshard()\n        if not", "        if not", "layers stay whole"),
     (
         "parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))",
         "parts[0]",

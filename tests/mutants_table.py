@@ -30,10 +30,11 @@ class Mutant(NamedTuple):
     old: str
     new: str
     why: str
+    tests: tuple[str, ...] = ()  # that must notice it; () = those of its file
 
 
-def breaks(file: str, *lines: tuple[str, str, str]) -> tuple[Mutant, ...]:
-    return tuple(Mutant(file, *line) for line in lines)
+def breaks(file: str, *lines: tuple[str, str, str], tests: tuple[str, ...] = ()) -> tuple[Mutant, ...]:
+    return tuple(Mutant(file, *line, tests) for line in lines)
 
 
 ADVANTAGE = breaks(

@@ -126,12 +126,12 @@ def test_answers_are_those_of_one_rank(made: Made, size: int, count: int, answer
     run(size, generated, made, count, answers, want)
 
 
-def rolled(world: Any, made: Made, want: list[Group]) -> list[tuple[tuple[int, int], list[bool]]]:
+def rolled(world: Any, made: Made, want: list[Group], row_tokens: int) -> list[tuple[tuple[int, int], list[bool]]]:
     """By mesh: this rank's place, and of which questions it has the prefill."""
     found, keep = [], "nothing" if made[0].adapter else "layers"
     for ranks in meshes(world):
         with watched() as seen:
-            one = engine(made, ranks, row_tokens=60)
+            one = engine(made, ranks, row_tokens=row_tokens)
             batches = list(one.rollout(made[1], DRAWS, TOKENS, lambda _: keep))  # type: ignore[arg-type,return-value]
             seeds = world.gather(seen.seeds)
         same([group for batch in batches for kept in batch for group in kept.groups], want)
@@ -141,11 +141,11 @@ def rolled(world: Any, made: Made, want: list[Group]) -> list[tuple[tuple[int, i
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_prefills_are_kept_where_they_were_made(made: Made, size: int) -> None:
+@pytest.mark.parametrize(("size", "row_tokens"), [(2, 10**6), (2, 60), (4, 60), (4, 10**6)])
+def test_prefills_are_kept_where_they_were_made(made: Made, size: int, row_tokens: int) -> None:
     """A film's on one sequence of ranks, and on all of this."""
     want = engine(made, ONE).generate(made[1], DRAWS, TOKENS)
-    ranks = run(size, rolled, made, want)
+    ranks = run(size, rolled, made, want, row_tokens)
     for places in zip(*ranks, strict=True):
         (data,) = {data for (_, data), _ in places}
         by_place = {place: [owned for (own, _), owned in places if own == place] for place in range(data)}
@@ -154,7 +154,8 @@ def test_prefills_are_kept_where_they_were_made(made: Made, size: int) -> None:
             assert len(alike) == size // data
         holders = [sum(map(int, each)) for each in zip(*(own[0] for own in by_place.values()), strict=True)]
         assert holders == [1] * len(ASKED)
-        assert all(any(own[0]) for own in by_place.values())  # something for each
+        busy = sum(any(own[0]) for own in by_place.values())
+        assert busy >= min(data, 2)  # two films of two questions are not parted
 
 
 def spoken(world: Any, made: Made) -> list[list[int]]:

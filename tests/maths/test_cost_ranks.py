@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.maths.test_cost import FLOPS, FREE, SHAPE, WORK, Counter, decoder
+from tests.ranks import run
 
-from longtake.maths.cost import Both, Rates, Way, Work, predict
+from longtake.maths.cost import Both, Keep, Way, Work, predict
 from longtake.maths.cost_ranks import (
     Links,
     Mesh,
@@ -21,16 +24,17 @@ from longtake.maths.cost_ranks import (
     room_of_rank,
 )
 from longtake.maths.devices import DEVICES
+from longtake.maths.logprob import score_tokens
+from longtake.maths.pack import answer_rows, pack, stem
 from longtake.maths.room import USABLE, longer, room
 from longtake.maths.shapes import PRESETS, Shape
+from longtake.parallel.axis import Axis
+from longtake.parallel.ranks import Ranks
+from longtake.records import Prompt
+from longtake.runtime.prefix import extend, finish, prefill
+from longtake.runtime.shared import over
 
-NEVER = 1e30  # a rate at which a part costs nothing
-SHAPE = Shape(layers=3, width=32, heads=4, kv_heads=2, head_width=8, inner=48, vocab=40, tied=False)
-WORK = Work(frames=8, visual=150, question=50, group=4, answer=17)
-FREE = Rates(
-    linear=Both(NEVER, NEVER), attend=Both(NEVER, NEVER), head=Both(NEVER, NEVER), decode=NEVER, encode=NEVER,
-    memory=NEVER, host=NEVER, disk=NEVER, decoded=NEVER, learn=NEVER,
-)  # fmt: skip
+COUNTED = 0.03  # relative: of a share the ends of prompts are more
 SEVEN, HOUR, LINKS = PRESETS["qwen2.5-vl-7b"], Work(3600, 252_000, 256), Links()
 H100, H200 = DEVICES["h100"], DEVICES["h200"]
 RATES = replace(H200.rates(2), layer=Both(0.0, 0.0))  # a call costs as much on every rank
@@ -47,6 +51,37 @@ def test_one_rank_is_today(way: Way) -> None:
     assert found.film == predict(SEVEN, HOUR, way, RATES)
     assert (found.keys, found.weights, found.last) == (0, 0, 0)
     assert found.seconds(1, Mesh()) == pytest.approx(found.film.cached)
+
+
+def multiplied(world: Axis, keep: Keep) -> tuple[float, float, float]:
+    """FLOP of matrix products of this rank in (prefill, answers, prefix backward) of WORK, counted."""
+    model = decoder()
+    prompt = Prompt("p", tuple(range(40)) * 5, (), torch.arange(WORK.prefix).expand(3, -1), None, None)
+    length = WORK.answer + 1  # the last token of an answer is never fed
+    answers = [[[1] * length for _ in range(WORK.group)]]
+    row = pack([prompt], answers, [[[1.0] * length for _ in range(WORK.group)]])
+    bare = stem(row)
+    shared, counts = over(bare.layout, Ranks(sequence=world)), [0.0]
+    with Counter() as counter:
+        embed_SE = shared.cut(model.embed(bare.ids_T).detach()).requires_grad_()
+        made = prefill(model, bare, lambda: (embed_SE, None), keep, shared)
+        counts.append(counter.flop)
+        for part in answer_rows(row, 10**6, dealt=(world.index, world.size)):
+            score_tokens(model.head, extend(model, made, part), part.target_R).logprob_R.sum().backward()
+        counts.append(counter.flop)
+        finish(model, made)
+        counts.append(counter.flop)
+    return counts[1], counts[2] - counts[1], counts[3] - counts[2]
+
+
+@pytest.mark.parametrize("keep", ["graph", "layers"])
+def test_a_rank_multiplies_what_is_counted(keep: Keep) -> None:
+    found = predict_on(SHAPE, WORK, Way("exact", keep), FLOPS, Mesh(2, 2), LINKS).film
+    scored = 6 * SHAPE.head * WORK.group / 2  # the token that the prefix predicts is scored but never fed
+    for prefilled, answered, back in run(2, multiplied, keep):
+        assert found.prefill == pytest.approx(prefilled, rel=COUNTED)
+        assert found.answers + scored == pytest.approx(answered, rel=COUNTED)
+        assert found.prefix_backward == pytest.approx(back, rel=COUNTED)
 
 
 def test_what_travels_for_a_layer_by_hand() -> None:

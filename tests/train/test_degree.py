@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.models import tiny
+from tests.ranks import run
 
 from longtake.log import Log
 from longtake.maths.cost import Way, Work
@@ -20,7 +21,7 @@ from longtake.parallel.axis import ALONE, Axis
 from longtake.parallel.ranks import Ranks
 from longtake.records import FramePolicy, Question
 from longtake.runtime.films import Look
-from longtake.train import degree
+from longtake.train import degree, passes
 from longtake.train.oom import way_of
 
 WORDS = tiny.tokenizer()
@@ -82,19 +83,16 @@ def test_a_rank_needs_all_keys_and_values_and_a_share_of_all_else() -> None:
     assert degree.need(shape, way, 40_001, 1) == pytest.approx(whole.peak, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["cuda", "cpu"])
 @pytest.mark.parametrize(("size", "degrees"), [(6, [1, 2, 3, 6]), (5, [1, 5]), (4, [1, 2, 4])])
-def test_as_few_ranks_as_have_room(memory: Any, kind: str, size: int, degrees: list[int]) -> None:
-    """Processors of one machine share its memory, GPUs have their own."""
-    model = on(kind)
+def test_as_few_ranks_as_have_room(memory: Any, size: int, degrees: list[int]) -> None:
+    model = on("cuda")
     films: Any = Films(size, model)
     needs = [needed(model, ranks) for ranks in degrees]
     assert needs == sorted(needs, reverse=True)
-    every = size if kind == "cpu" else 1
     for found, need in zip(degrees, needs, strict=True):
-        memory(need / USABLE * every * 1.0001, need / USABLE * every * 1.0001)
+        memory(need / USABLE * 1.0001)
         assert degree.degree(films, 40_000) == found
-        memory(need / USABLE * every * 0.9999, need / USABLE * every * 0.9999)
+        memory(need / USABLE * 0.9999)
         assert degree.degree(films, 40_000) == degrees[min(degrees.index(found) + 1, len(degrees) - 1)]
     memory(1.0, 1.0)
     assert degree.degree(films, 40_000) == size  # nothing fits: all share it
@@ -108,6 +106,12 @@ def said(films: Any, *films_of: str | None) -> list[str]:
     return [json.loads(line)["note"] for line in stream.getvalue().splitlines()]
 
 
+def note(films: Any, *films_of: str | None) -> str:
+    lines = said(films, *films_of)
+    assert len(lines) == 1
+    return lines[0]
+
+
 def test_one_rank_is_told_nothing(memory: Any) -> None:
     memory(1.0)
     films: Any = Films(1)
@@ -119,17 +123,17 @@ def test_one_rank_is_told_nothing(memory: Any) -> None:
 def test_the_longest_prompt_decides_and_is_said(memory: Any) -> None:
     films: Any = Films(4, on("cuda"))
     memory(needed(films.model, 2) / USABLE * 1.01)
-    (line,) = said(films, "short", None)
+    line = note(films, "short", None)
     assert line.endswith("4 ranks: each takes questions of its own (the longest prompt, 300 tokens, fits one)")
     assert films.ranks.sequence.size == 1
-    (line,) = said(films, "short", "long", None)
+    line = note(films, "short", "long", None)
     told = "2 sequences of 2, which share prompts of up to 40000 tokens; keys and values are gathered"
     assert line.endswith(f"4 ranks: {told}")
     assert (films.ranks.data.size, films.ranks.sequence.size, films.longest) == (2, 2, 40_000)
     assert said(films, "short") == []  # what was long may come again
     assert films.ranks.sequence.size == 2
     memory(needed(films.model, 4) / USABLE * 1.01)
-    (line,) = said(films, "short")
+    line = note(films, "short")
     assert "1 sequence of 4, which share prompts of up to 40000 tokens" in line
 
 
@@ -148,18 +152,31 @@ def test_heads_where_they_can_be_parted(memory: Any, asked: int, size: int, word
     memory(1e18)
     films: Any = Films(size)
     films.sequence, films.attention = asked, "ulysses"
-    (line,) = said(films, "short")
+    line = note(films, "short")
     assert line.endswith(f"1 sequence of {asked}, which share prompts of up to 300 tokens; {words}")
     assert (films.ranks.how, films.ranks.sequence.size) == ("ulysses", asked)
 
 
 def test_large_weights_are_a_third_of_a_rank(memory: Any) -> None:
-    for kind, every in (("cuda", 1), ("cpu", 4)):
-        model = on(kind)
-        shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", degree.ANSWERS)
-        found = room(shape, Work(frames=1, visual=1, question=1), way)
-        bound = 3 * (found.weights + found.learning) * every
-        memory(bound * 1.001)
-        assert not degree.large(model, 4)
-        memory(bound * 0.999)
-        assert degree.large(model, 4)
+    model = on("cuda")
+    shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", degree.ANSWERS)
+    found = room(shape, Work(frames=1, visual=1, question=1), way)
+    bound = 3 * (found.weights + found.learning)
+    memory(bound * 1.001)
+    assert not degree.large(model)
+    memory(bound * 0.999)
+    assert degree.large(model)
+
+
+def rooms(world: Axis) -> tuple[Any, Any]:
+    """Two machines of two ranks each, the second half as large; what each rank takes for its own."""
+    small = world.index // 2
+    passes.platform.node = lambda: f"machine {small}"
+    real = passes.os.sysconf
+    passes.os.sysconf = lambda name: real(name) // (1 + small) if name == "SC_PHYS_PAGES" else real(name)
+    return passes.room_of(torch.device("cpu")), real("SC_PAGE_SIZE") * (real("SC_PHYS_PAGES") // 2)
+
+
+def test_all_ranks_reckon_with_the_smallest_machines_part() -> None:
+    for (device, host), bytes_there in run(4, rooms):
+        assert device == host == bytes_there / 2

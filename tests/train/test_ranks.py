@@ -21,13 +21,14 @@ from longtake.maths.advantage import Weights
 from longtake.maths.reward import bradley_terry_of_tokens
 from longtake.models.adapters import NAME
 from longtake.models.qwen2_5_vl import Qwen25VL
-from longtake.parallel.fsdp import shard
+from longtake.parallel.fsdp import kinds, shard
 from longtake.parallel.ranks import Ranks, mesh
 from longtake.records import Draw, Question
 from longtake.runtime.prefixcache import PrefixCache
 from longtake.train.policy import backward_kept
 from longtake.train.rollout import Rollout, Scored
 from longtake.train.rows import backward_items
+from longtake.train.settings import Optim
 from longtake.train.step import Goal, Objective, Passes, ScalarObjective, Sums, add_gradients
 
 EXACT = 1e-12  # of the largest number compared
@@ -120,11 +121,15 @@ def named(one: Any) -> dict[str, Any]:
     return {name: p for name, p in own if p.requires_grad}
 
 
+def full(x: Any) -> Any:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def gradients(one: Any) -> dict[str, Any]:
     """Summed over the ranks and then forgotten."""
     params = named(one)
     add_gradients(list(params.values()), one.ranks.world)
-    found = {name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for name, p in params.items()}
+    found = {name: full(p.grad) for name, p in params.items()}
     for p in params.values():
         p.grad = None
     return found
@@ -200,6 +205,34 @@ def in_shares(world: Any, runs: dict[str, Any], want: dict[str, Learned], cases:
 def test_weights_in_shares_learn_what_one_rank_learns(runs: dict[str, Any], size: int) -> None:
     want = {name: learned(runs, case, Ranks()) for name, case in SHARED.items()}
     run(size, in_shares, runs, want, SHARED)
+
+
+def stepped(world: Any, runs: dict[str, Any], want: Any, shares: bool) -> Any:
+    one, case = runs["full"], CASES["pairs"]
+    if shares:
+        shard([one.model.net], one.model.layers, world)
+    start = {name: p.detach().clone() for name, p in named(one).items()}
+    for place, ranks in [("one", Ranks())] if want is None else list(meshes(world)):
+        one.params, one.passes, one.films.ranks = list(named(one).values()), case.passes, ranks
+        one.optimizer = torch.optim.SGD([{"params": own} for own in kinds(one.params)])
+        sums = backward_items(one, items(one, scored=False), case.goal, case.row_tokens)
+        norm = one.step(sums.tokens, Optim(lr=0.1, warmup=0, schedule="constant", max_grad_norm=0.05), 9)
+        moved = {name: full(p).detach().clone() for name, p in named(one).items()}
+        with torch.no_grad():
+            for name, p in named(one).items():
+                p.copy_(start[name])
+        if want is None:
+            return norm, moved
+        assert norm == pytest.approx(want[0], rel=EXACT), place
+        for name, weight in want[1].items():
+            assert float((moved[name] - weight).abs().max()) <= EXACT * float(weight.abs().max()), (name, place)
+
+
+@pytest.mark.parametrize(("family", "size", "shares"), [(Q25, 2, False), (Q3, 2, True)])
+def test_a_step_is_one_ranks_step(runs: dict[str, Any], size: int, shares: bool) -> None:
+    """The same norm is clipped, the same count divides."""
+    want = stepped(None, runs, None, shares=False)
+    run(size, stepped, runs, want, shares)
 
 
 def asked(one: Any) -> list[Any]:

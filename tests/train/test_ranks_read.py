@@ -71,7 +71,11 @@ def judged(world: Any, count: int) -> tuple[list[Any], list[float], list[str]]:
     looks = [Look(Question(str(n), None, "?")) for n in range(count)]
     answers = [tuple(Answer((), (), str(10 * n + g), "stop", 0, "") for g in range(2)) for n in range(count)]
     groups = [Group(None, own) for own in answers]  # type: ignore[arg-type]
-    model = lambda groups, ranks: [[0.5, 0.25] for _ in groups]  # noqa: E731
+
+    def model(groups: Any, ranks: Ranks) -> Any:
+        assert ranks.world is world
+        return [[0.5, 0.25] for _ in groups]
+
     made = scored(looks, groups, reward, {"model": model}, Ranks(world))  # type: ignore[arg-type]
     return [look.question.id for look in made.looks], made.reward_NG.flatten().tolist(), calls
 

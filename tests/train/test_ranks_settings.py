@@ -66,7 +66,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Any:
     def share(settings: Ranks, adapter: Adapter, size: int, *, large: bool = False) -> tuple[list[Any], str]:
         calls, stream = [], io.StringIO()
         monkeypatch.setattr(parallel, "here", lambda: Axis(0, size))
-        monkeypatch.setattr(degree, "large", lambda model, ranks: large and ranks == size)
+        monkeypatch.setattr(degree, "large", lambda model: large)
         monkeypatch.setattr(fsdp, "shard", lambda *given: calls.append(given))
         model: Any = SimpleNamespace(net="net", layers="layers")
         log = Log(stream=stream)

@@ -142,7 +142,9 @@ class LocalEngine:
         while start < len(prompts):
             stop, tokens = start + 1, len(prompts[start].ids)
             while stop < len(prompts) and tokens + len(prompts[stop].ids) <= self.row_tokens:
-                if (stop + 1 - start) * len(draws[start]) > self.answers or stop - start == most:
+                if (stop + 1 - start) * len(draws[start]) > self.answers:
+                    break
+                if stop - start >= most and not of_one_film(prompts[stop - 1], prompts[stop]):
                     break
                 tokens += len(prompts[stop].ids)
                 stop += 1
@@ -229,6 +231,11 @@ class LocalEngine:
         kept = ids[:end]
         text = self.model.tokenizer.decode(kept[:-1] if end else kept, skip_special_tokens=False)
         return Answer(tuple(kept), tuple(logprobs[:end]), text, "stop" if end else "length", draw.seed, self.weights)
+
+
+def of_one_film(one: Prompt, other: Prompt) -> bool:
+    """Whether they share features, and so most of a prefix."""
+    return one.features is not None and one.features == other.features
 
 
 def _by_film(prompts: Sequence[Prompt]) -> Iterator[Iterator[Prompt]]:

@@ -121,11 +121,12 @@ class Axis:
         return found
 
     def add_(self, tensors: Sequence[Tensor]) -> None:
-        """Every tensor becomes its sum over the ranks, the same bits on each."""
+        """Every tensor becomes its sum over the ranks, in float32 at least, the same bits on each."""
         if self.size == 1:
             return
         for run in _buckets(tensors):
             flat = torch.cat([x.reshape(-1) for x in run])
+            flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
             dist.all_reduce(flat, group=self.group)
             self._count("sum", flat, flat)
             for x, found in zip(run, flat.split([x.numel() for x in run]), strict=True):

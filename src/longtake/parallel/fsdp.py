@@ -143,12 +143,14 @@ def whole(layers: nn.ModuleList) -> Iterator[None]:
     for unit in (*shares.layers, shares.rest):
         unit.unshard()
         unit.set_reshard_after_forward(False, recurse=False)
-    yield
-    for layer in shares.layers:
-        layer.set_reshard_after_forward(True, recurse=False)
-        layer.reshard()
-    if not shares.learns:
-        shares.rest.reshard()
+    try:
+        yield
+    finally:
+        for layer in shares.layers:
+            layer.set_reshard_after_forward(True, recurse=False)
+            layer.reshard()
+        if not shares.learns:
+            shares.rest.reshard()
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def extend(model: Net, made: Prefill, row: AnswerRow, *, once: bool = False) -> 
         hidden_AE = model.hidden(embed_AE, row.position_3A, none, None, _Answers(made, row.layout, once=once))
         table = torch.cat([ends_SE.to(hidden_AE.dtype), hidden_AE])
     else:
-        table = ends_SE
+        table = ends_SE.to(made.kv[0][0].dtype)
     return embedding(row.source_R.to(table.device), table)  # table[…] adds gradients in any order on several threads
 
 

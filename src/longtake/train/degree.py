@@ -50,20 +50,18 @@ def told(films: Films, degree: int, longest: int) -> str:
 def degree(films: Films, longest: int) -> int:
     """The fewest ranks, of a number that divides the world, with room for a prompt of `longest` tokens; else all."""
     model, size = films.model, films.ranks.world.size
-    device, host = room_of(model.net.device)
-    if model.net.device.type == "cpu":
-        device = host / size
+    device, _ = room_of(model.net.device)
     shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", ANSWERS)
     fitting = (d for d in range(1, size + 1) if size % d == 0 and need(shape, way, longest, d) <= USABLE * device)
     return next(fitting, size)
 
 
-def large(model: Model, ranks: int) -> bool:
+def large(model: Model) -> bool:
     """Whether weights, gradients and optimizer of full fine-tuning take more than a third of a rank's memory."""
     device, _ = room_of(model.net.device)
     shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", ANSWERS)
     found = room(shape, Work(frames=1, visual=1, question=1), way)
-    return found.weights + found.learning > device / (ranks if model.net.device.type == "cpu" else 1) / 3
+    return found.weights + found.learning > device / 3
 
 
 def need(shape: Shape, way: Way, longest: int, ranks: int) -> float:

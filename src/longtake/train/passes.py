@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import torch
 
@@ -10,6 +11,7 @@ from longtake.log import Log
 from longtake.maths.cost import Work
 from longtake.maths.room import keep_for
 from longtake.maths.shapes import shape_of
+from longtake.parallel.ranks import here
 from longtake.protocols import Model
 from longtake.runtime.prefix import Keep
 from longtake.train.memory import Memory, PrefixGradient, probability
@@ -33,6 +35,9 @@ def passes(memory: Memory, prefix_gradient: PrefixGradient, seed: int, model: Mo
 
 
 def room_of(device: torch.device) -> tuple[float, float]:
-    """Bytes of the device's memory and of the host's."""
-    host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return (float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else host), host
+    """Bytes of a rank's device and of its part of the host: of the smallest there is, so that all decide alike."""
+    world, node = here(), platform.node()
+    host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / world.gather(node).count(node)
+    own = float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else host
+    least = [min(each) for each in zip(*world.gather((own, host)), strict=True)]
+    return least[0], least[1]

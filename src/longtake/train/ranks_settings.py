@@ -59,7 +59,7 @@ class Ranks(Settings):
                 fix = "leave it out, or --adapter.kind full"
                 raise UserError("these weights stay whole", where=option("ranks.weights"), why=why, fix=fix)
             return
-        if world.size > 1 and (self.weights == "shares" or (self.weights == "auto" and large(model, world.size))):
+        if world.size > 1 and (self.weights == "shares" or (self.weights == "auto" and large(model))):
             shard([model.net], model.layers, world)
             log.note(f"weights, gradients and optimizer are in {world.size} shares (FSDP2)")
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from longtake.engines.local import of_one_film
 from longtake.maths.pack import pack
 from longtake.parallel.fsdp import learning, most_rows, whole
 from longtake.protocols import Model
@@ -100,11 +101,17 @@ def read_items(
 
 
 def _runs(session: Session, items: Sequence[Item], row_tokens: int) -> list[list[Item]]:
-    """Items that share a row: one film's where the run keeps prefixes; something for every sequence of ranks."""
+    """Items that share a row: one film's where the run keeps prefixes; something for every sequence of ranks, but the
+    rows of one rank where gradients through these are drawn by row.
+    """
     if session.prefixes is not None:
         return [list(run) for _, run in groupby(items, lambda item: item.prompt.features or item.prompt.id)]
-    most = -(-len(items) // session.ranks.data.size)
-    return list(chunks(items, lambda item: len(item.prompt.ids), row_tokens, most))
+    most = -(-len(items) // session.ranks.data.size) if session.passes.prefix_gradient in (0, 1) else len(items)
+    return list(chunks(items, lambda item: len(item.prompt.ids), row_tokens, most, _of_one_film))
+
+
+def _of_one_film(one: Item, other: Item) -> bool:
+    return of_one_film(one.prompt, other.prompt)
 
 
 def _kept(session: Session, run: Sequence[Item]) -> Prefill | None:
@@ -116,12 +123,19 @@ def _kept(session: Session, run: Sequence[Item]) -> Prefill | None:
 
 
 def chunks(
-    items: Sequence[Some], length: Callable[[Some], int], budget: int, most: int | None = None
+    items: Sequence[Some],
+    length: Callable[[Some], int],
+    budget: int,
+    most: int | None = None,
+    together: Callable[[Some, Some], bool] = lambda one, other: False,
 ) -> Iterable[list[Some]]:
-    """Runs of at most `most` items whose lengths add up to at most `budget` tokens (a longer item stands alone)."""
+    """Runs whose lengths add up to at most `budget` tokens (a longer item stands alone), of at most `most` items and
+    those that belong `together` with the last.
+    """
     run: list[Some] = []
     for item in items:
-        if run and (len(run) == most or sum(map(length, run)) + length(item) > budget):
+        full = most is not None and len(run) >= most and not together(run[-1], item)
+        if run and (full or sum(map(length, run)) + length(item) > budget):
             yield run
             run = []
         run.append(item)
