@@ -153,6 +153,11 @@ SAID = breaks(
     ("sent.nbytes - real.nbytes", "0", "padding uncounted"),
     ("if not same or size", "if not runs or size", "two dtypes in one sum"),
 )
+HALVES = breaks(
+    "parallel/axis.py",
+    ("torch.promote_types(flat.dtype, torch.float32)", "flat.dtype", "summed in half precision"),
+    tests=(EXCHANGE,),
+)
 TURNS = breaks(
     "parallel/axis.py",
     (
@@ -196,8 +201,15 @@ LEARNING = (
         "train/rows.py",
         ("[ranks.data.index :: ranks.data.size]", "", "the data axis ignored"),
         ("attended()\n    return summed(session, sums)", "attended()\n    return sums", "sums stay local"),
+        ("if session.passes.prefix_gradient in (0, 1) else len(items)", "", "ranks decide what is drawn"),
         ("session.ranks.world.gather(sums)", "session.ranks.data.gather(sums)", "sums of one rank of a sequence"),
         tests=LEARNED,
+    )
+    + breaks(
+        "train/rows.py",
+        ("and not together(run[-1], item)", "", "questions on one film parted"),
+        ("-(-len(items) // session.ranks.data.size)", "len(items)", "nothing to do for the second"),
+        tests=(f"{LEARN}every_replica_has_a_row_and_a_film_its_questions",),
     )
     + breaks(
         "train/policy.py",
@@ -241,6 +253,7 @@ ANSWERS = breaks(
     ("if place == data.index else None)", "if True else None)", "every rank makes every prefill"),
     ("here.index(True) if any(here) else 0, sum(here)", "0, sum(here)", "prompts of another rank"),
     ("-(-len(prompts) // self.ranks.data.size)", "len(prompts)", "nothing to do for the second"),
+    ("and not of_one_film(", "and not (lambda *_: False)(", "questions on one film parted"),
     ("in self.ranks.data.gather(own) for", "in self.ranks.data.gather(own)[::-1] for", "answers to other questions"),
     tests=(ANSWERED, ROLLED),
 ) + breaks(
@@ -255,7 +268,6 @@ ANSWERS = breaks(
 
 DEGREE = breaks(
     "train/degree.py",
-    ("        device = host / size", "        device = host", "every rank has all of a host's memory"),
     ("if size % d == 0 and need(", "if need(", "a degree that does not divide the world"),
     ("return next(fitting, size)", "return next(fitting, 1)", "alone where nothing fits"),
     ("own.peak - own.kv + whole.kv", "own.peak", "keys and values are shared as well"),
@@ -265,7 +277,12 @@ DEGREE = breaks(
     ("if films.longest and found", "if found", "one rank each is never said"),
     ('if films.attention == "gather":', "if True:", "how heads go is not said"),
     ("alike.setdefault(size, look)", "alike[len(alike)] = look", "every prompt is made"),
-    ("else 1) / 3", "else 1) / 2", "half the memory for weights"),
+    ("> device / 3", "> device / 2", "half the memory for weights"),
+) + breaks(
+    "train/passes.py",
+    ("/ world.gather(node).count(node)", "", "every rank has all of its machine's memory"),
+    ("[min(each) for each", "[max(each) for each", "the largest machine decides"),
+    tests=("train/test_degree.py::test_all_ranks_reckon_with_the_smallest_machines_part",),
 )
 
 SETTINGS = breaks(
@@ -280,4 +297,19 @@ SETTINGS = breaks(
     ("films.attention = self.sequence, self.attention", 'films.attention = self.sequence, "gather"', "always gathered"),
 )
 
-MUTANTS = CUT + READS + DEALING + PARTS + SEEN + SUMMED + SAID + TURNS + LEARNING + SCORED + ANSWERS + DEGREE + SETTINGS
+MUTANTS = (
+    CUT
+    + READS
+    + DEALING
+    + PARTS
+    + SEEN
+    + SUMMED
+    + SAID
+    + HALVES
+    + TURNS
+    + LEARNING
+    + SCORED
+    + ANSWERS
+    + DEGREE
+    + SETTINGS
+)

@@ -30,6 +30,18 @@ def test_gradients_of_rows_are_summed_in_float32(dtype, known) -> None:
         assert calls == ({"home": 1} if known else {"rows": 1, "home": 1})
 
 
+def halves(world):
+    found = [torch.full((3,), (256.0, 1.0, 1.0)[world.index], dtype=torch.bfloat16)]
+    world.add_(found)
+    return found[0]
+
+
+def test_sums_of_halves_are_of_float32() -> None:
+    for found in run(3, halves):
+        assert found.dtype == torch.bfloat16
+        assert found.tolist() == [258.0] * 3
+
+
 def exchanged(world):
     give = [1 + world.index + rank for rank in range(world.size)]
     take = [1 + rank + world.index for rank in range(world.size)]

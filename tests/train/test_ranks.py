@@ -21,10 +21,12 @@ from longtake.maths.advantage import Weights
 from longtake.maths.reward import bradley_terry_of_tokens
 from longtake.models.adapters import NAME
 from longtake.models.qwen2_5_vl import Qwen25VL
+from longtake.parallel.axis import Axis
 from longtake.parallel.fsdp import kinds, shard
 from longtake.parallel.ranks import Ranks, mesh
 from longtake.records import Draw, Question
 from longtake.runtime.prefixcache import PrefixCache
+from longtake.train import rows
 from longtake.train.policy import backward_kept
 from longtake.train.rollout import Rollout, Scored
 from longtake.train.rows import backward_items
@@ -35,7 +37,7 @@ EXACT = 1e-12  # of the largest number compared
 MANY = 10**6
 Q3, Q25 = "qwen3_vl", "qwen2_5_vl"
 KINDS = ("full", "lora", "alora")
-HALF = Passes("layers", 7, prefix_gradient=0.5, seed=3)
+HALF = Passes("layers", 7, prefix_gradient=0.5, seed=7)
 DRAWS = [[Draw(1.0, 10 * n + g) for g in range(3)] for n in range(len(ASKED))]
 XENT = Objective(losses.cross_entropy, on_policy=True)
 CLIPPED = Objective(partial(losses.clipped_surrogate, clip_low=0.2, clip_high=0.28), on_policy=False, temperature=0.7)
@@ -61,6 +63,7 @@ CASES = {
     "pairs": Case("full", DPO, Passes("attention", 9, tile=8), 60),
     "scalars": Case("full", SCORES, Passes("host", 7), 90),
     "some prefixes": Case("full", XENT, HALF, 1),
+    "drawn by row": Case("full", XENT, HALF),
     "one row": Case("full", DPO, Passes("attention", 1), stop=1),
     "answers of one token": Case("full", XENT, Passes("graph", 1), start=4, stop=5),
     "lora": Case("lora", CLIPPED, Passes("layers", 4), 120),
@@ -189,6 +192,23 @@ def test_every_way_to_learn(runs: dict[str, Any], size: int) -> None:
 def test_some_prefixes_have_a_backward() -> None:
     """Or the case above would try nothing; the draw is of a row's first prompt."""
     assert {HALF.scale(0, str(n)) for n in range(len(ASKED))} == {0.0, 2.0}
+
+
+def test_every_replica_has_a_row_and_a_film_its_questions(every: dict[str, Any]) -> None:
+    """Three questions on the first film, one without, two on the second."""
+    one = every[Q25]["full"]
+    one.prefixes, one.passes = None, Passes()
+    for count, want in (
+        (1, ["012345"]),
+        (2, ["012", "345"]),
+        (3, ["012", "345"]),
+        (4, ["012", "345"]),
+        (6, ["012", "3", "45"]),
+    ):
+        one.films.ranks = Ranks(data=Axis(0, count))
+        found = rows._runs(one, items(one, scored=False), MANY)
+        assert ["".join(item.prompt.id for item in run) for run in found] == want
+    assert [len(run) for run in rows._runs(one, items(one, scored=False), 1)] == [1] * 6
 
 
 def in_shares(world: Any, runs: dict[str, Any], want: dict[str, Learned], cases: dict[str, Case]) -> int:

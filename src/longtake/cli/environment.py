@@ -21,6 +21,8 @@ BEFORE_START = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
+}
+OURS = {  # what torchrun sets otherwise
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",  # else NCCL ends a process whose peer died, before it can say so
 }
 
@@ -40,12 +42,14 @@ def launched() -> Launched | None:
 
 
 def restart(arguments: Sequence[str]) -> None:
-    """Replace this process by `python arguments` under BEFORE_START; does nothing where all of it is set."""
-    if sys.platform != "linux" or all(name in os.environ for name in BEFORE_START):
+    """Replace this process by `python arguments` under BEFORE_START and OURS; does nothing where all of it is set."""
+    if sys.platform != "linux" or (
+        all(name in os.environ for name in BEFORE_START) and os.environ.items() >= OURS.items()
+    ):
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], BEFORE_START | os.environ)
+    os.execve(sys.executable, [sys.executable, *arguments], BEFORE_START | os.environ | OURS)
 
 
 def open_streams() -> None:
@@ -64,7 +68,7 @@ def _open(stream: TextIO | None) -> TextIO:
 
 def main() -> None:
     """Start Python with the arguments of this command."""
-    os.execve(sys.executable, [sys.executable, *sys.argv[1:]], BEFORE_START | os.environ)
+    os.execve(sys.executable, [sys.executable, *sys.argv[1:]], BEFORE_START | os.environ | OURS)
 
 
 if __name__ == "__main__":

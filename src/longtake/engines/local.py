@@ -21,7 +21,7 @@ from longtake.engines.graph import Disagreement, Step, recorder_for
 from longtake.engines.loop import Loop, Written, alone
 from longtake.errors import UserError
 from longtake.maths.pack import answer_rows, pack
-from longtake.parallel.fsdp import whole
+from longtake.parallel.fsdp import in_parts, whole
 from longtake.parallel.ranks import ONE, Ranks
 from longtake.protocols import Model
 from longtake.records import Answer, Draw, Group, Prompt
@@ -199,7 +199,7 @@ class LocalEngine:
         if not len(mine):
             return []
         while True:
-            recorder = recorder_for(self.model)
+            recorder = None if in_parts(self.model.layers) else recorder_for(self.model)  # FSDP's streams are in a call
             step = Step(self.model, fresh(static=recorder is not None), starts, recorder, self.say)
             try:
                 loop = Loop(step, self.model.end_ids, draws, max_tokens)

@@ -227,9 +227,14 @@ class Turns:
         share_backward(layers)
 
 
+def in_parts(layers: nn.ModuleList) -> bool:
+    """Whether the weights are in shares."""
+    return _of(layers[0]) is not None
+
+
 def most_rows(layers: nn.ModuleList, world: Axis, count: int) -> int:
     """The most rows of any rank where weights are in shares; else this rank's own."""
-    return count if _of(layers[0]) is None else max(world.gather(count))
+    return max(world.gather(count)) if in_parts(layers) else count
 
 
 def in_shares(p: Tensor) -> bool:

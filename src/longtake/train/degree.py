@@ -8,6 +8,7 @@ from longtake.log import Log
 from longtake.maths.cost import Way, Work
 from longtake.maths.room import USABLE, room
 from longtake.maths.shapes import Shape, shape_of
+from longtake.parallel.fsdp import in_parts
 from longtake.parallel.ranks import mesh
 from longtake.protocols import Model
 from longtake.runtime.films import Films, Look
@@ -52,7 +53,10 @@ def degree(films: Films, longest: int) -> int:
     model, size = films.model, films.ranks.world.size
     device, _ = room_of(model.net.device)
     shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", ANSWERS)
-    fitting = (d for d in range(1, size + 1) if size % d == 0 and need(shape, way, longest, d) <= USABLE * device)
+    parts = size if in_parts(model.layers) else 1
+    fitting = (
+        d for d in range(1, size + 1) if size % d == 0 and need(shape, way, longest, d, parts) <= USABLE * device
+    )
     return next(fitting, size)
 
 
@@ -64,13 +68,16 @@ def large(model: Model) -> bool:
     return found.weights + found.learning > device / 3
 
 
-def need(shape: Shape, way: Way, longest: int, ranks: int) -> float:
-    """Bytes on each of `ranks` that share a prompt: all of its keys and values, a share of all else."""
+def need(shape: Shape, way: Way, longest: int, ranks: int, parts: int = 1) -> float:
+    """Bytes on each of `ranks` that share a prompt: all of its keys and values, a share of all that grows with it.
+
+    parts: shares in which gradients and optimizer are; the weights are whole while answers are decoded.
+    """
     own, whole = (
         room(shape, Work(frames=1, visual=tokens, question=1, answer=way.answer_tokens // 8), way)
         for tokens in (-(-longest // ranks), longest)
     )
-    return own.peak - own.kv + whole.kv
+    return own.peak - own.kv + whole.kv - own.learning * (1 - 1 / parts)
 
 
 def _longest(films: Films, looks: Iterable[Look]) -> int:

@@ -15,6 +15,7 @@ from longtake.engines.sglang import SglangEngine
 from longtake.engines.vllm import Place, VllmEngine
 from longtake.errors import UserError
 from longtake.log import Log
+from longtake.parallel.ranks import here, mesh
 from longtake.protocols import Engine, Model
 from longtake.runtime.films import Films
 from longtake.runtime.load import load_model, weights_version
@@ -49,7 +50,8 @@ def films_of(
     if idle := sorted(video.model_dump(exclude_unset=True, exclude_none=True).keys() & CACHED):
         raise UserError("an endpoint gets frames, not features", where=f"--video.{idle[0]}", fix="leave it out")
     model = cast(Model, Onlooker(settings.max_pixels))  # as much of one as Films calls
-    films = Films(model, FrameTier(video.tier or folder / "tier"), None, Quarantine(folder))
+    films = Films(model, FrameTier(video.tier or folder / "tier"), None, Quarantine(folder), mesh(here(), 1))
+    refuse_ranks(films)
     context.onto(films)
     return films
 
@@ -71,7 +73,6 @@ def engine_of(settings: engine_settings.Engine, name: str, films: Films, folder:
     if settings.kind == "remote":
         assert settings.url is not None
         assert isinstance(films.model, Onlooker)
-        refuse_ranks(films)
         remote = Remote(
             settings.url,
             name,

@@ -19,7 +19,7 @@ from longtake.models.adapters import NAME, prepare
 from longtake.models.heads import no_head
 from longtake.models.tiled import pointwise, tile
 from longtake.parallel.fsdp import whole
-from longtake.parallel.ranks import Ranks
+from longtake.parallel.ranks import Ranks, here
 from longtake.protocols import Model
 from longtake.records import Prompt
 from longtake.runtime.films import Films
@@ -138,6 +138,7 @@ def open_session(
         why = "an adapter's folder holds the decoder's LoRA, the trained tower would be lost"
         fix = "--adapter.kind full, or leave --train-vision out"
         raise UserError("the vision tower cannot be trained beside an adapter", why=why, fix=fix)
+    config.ranks.check(here().size)
     with log.phase("load"):
         model = _model(found[1] if found else None, config)
     if not scalar:
