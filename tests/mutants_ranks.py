@@ -1,5 +1,5 @@
-"""Breaks of what ranks share: tokens, keys, answers, rows, gradients; who has what, and what is summed. See
-mutants_table.
+"""Breaks of what ranks share: tokens, keys, answers of a row; who has what, and what is summed. See mutants_table and
+mutants_ranks_learn.
 """
 
 from __future__ import annotations
@@ -13,23 +13,13 @@ HEADS, THREE, SEES = f"{ROW}[eight of four-ulysses-2]", f"{ROW}[six of three-gat
 FITS = "runtime/test_shared.py::test_what_fits_the_heads"
 SHORT = "runtime/test_shared.py::test_a_short_row_is_computed_by_each[eight of four]"
 LEARN = "train/test_ranks.py::test_"
-LEARNED = (f"{LEARN}ranks_learn_what_one_learns[qwen2_5_vl-2]",)
-KEPT = (f"{LEARN}kept_prefills_learn_whatever_groups_are_dropped[qwen2_5_vl-2-False]",)
-STEPPED = (f"{LEARN}a_step_is_one_ranks_step[qwen2_5_vl-2-False]",)
-READ = ("train/test_ranks_read.py::test_ranks_read_what_one_reads[qwen3_vl-2]",)
 ASKED = ("train/test_ranks_read.py::test_every_reward_is_asked_for_once",)
-LOCAL = "engines/test_local_ranks.py::test_"
-ANSWERED = f"{LOCAL}answers_are_those_of_one_rank[full-5-3-2]"
-ROLLED = f"{LOCAL}prefills_are_kept_where_they_were_made[full-2-1000000]"
 TESTS = {  # those of files that one rank has as well are named with the breaks
     "maths/share.py": (SHARE,),
     "parallel/axis.py": (AXIS,),
     "parallel/exchange.py": (EXCHANGE,),
     "parallel/ranks.py": (AXIS,),
     "runtime/shared.py": (FITS, HEADS, THREE, SHORT),
-    "train/degree.py": ("train/test_degree.py",),
-    "train/ranks_settings.py": ("train/test_ranks_settings.py",),
-    "train/rollout.py": ASKED,
 }
 
 CUT = breaks(
@@ -178,138 +168,4 @@ TURNS = breaks(
     ("    if world.size % degree:", "    if False:", "a degree that does not divide"),
 )
 
-LEARNING = (
-    breaks(
-        "train/step.py",
-        (", (axis.index, axis.size)))", "))", "every rank of a sequence learns from all answers"),
-        ("any(own) for own in zip(", "all(own) for own in zip(", "a gradient that one rank lacks is forgotten"),
-        ("    world.add_([", "    ([", "gradients stay local"),
-        (
-            "    if world.size == 1:\n        return\n    params",
-            "    if True:\n        return\n    params",
-            "never summed",
-        ),
-        tests=LEARNED,
-    )
-    + breaks(
-        "train/step.py",
-        (" for _, numbers in every])[order_R]", " for _, numbers in every])", "numbers in the order of ranks"),
-        (", dealt=(axis.index, axis.size)):", "):", "every rank reads all answers"),
-        tests=READ,
-    )
-    + breaks(
-        "train/rows.py",
-        ("[ranks.data.index :: ranks.data.size]", "", "the data axis ignored"),
-        ("attended()\n    return summed(session, sums)", "attended()\n    return sums", "sums stay local"),
-        ("if session.passes.prefix_gradient in (0, 1) else len(items)", "", "ranks decide what is drawn"),
-        ("session.ranks.world.gather(sums)", "session.ranks.data.gather(sums)", "sums of one rank of a sequence"),
-        tests=LEARNED,
-    )
-    + breaks(
-        "train/rows.py",
-        ("and not together(run[-1], item)", "", "questions on one film parted"),
-        ("-(-len(items) // session.ranks.data.size)", "len(items)", "nothing to do for the second"),
-        tests=(f"{LEARN}every_replica_has_a_row_and_a_film_its_questions",),
-    )
-    + breaks(
-        "train/policy.py",
-        ("if kept.made and any(", "if any(", "prefills of other ranks learned from"),
-        ("kept.made, scale, session.ranks)", "kept.made, scale)", "every rank of a sequence learns from all answers"),
-        ("attended()\n    return summed(session, sums)", "attended()\n    return sums", "sums stay local"),
-        tests=KEPT,
-    )
-    + breaks(
-        "train/session.py",
-        ("        add_gradients(self.params, self.ranks.world)\n", "", "every rank steps with its own gradients"),
-        ("(self.params, self.ranks.world)", "(self.params, self.ranks.data)", "gradients of a sequence not summed"),
-        ("count=count,", "count=count / self.ranks.world.size,", "a local count for the denominator"),
-        tests=STEPPED,
-    )
-)
-
-SCORED = breaks(
-    "train/rollout.py",
-    ("ranks.world.deal(range(len(looks)), judged)", "map(judged, range(len(looks)))", "asked for on every rank"),
-    ("ranks.world.deal(", "ranks.data.deal(", "asked for on every rank of a sequence"),
-    ("model(groups, ranks) for", "model(groups, ONE) for", "every rank scores all"),
-) + breaks(
-    "rewards/model.py",
-    (", dealt=(axis.index, axis.size)):", "):", "every rank scores all answers"),
-    ("in sorted(one for", "in list(one for", "scores in the order of ranks"),
-    ("axis.gather(flat)", "axis.gather(flat)[:1]", "the first rank's scores alone"),
-    tests=READ,
-)
-
-ANSWERS = breaks(
-    "engines/local.py",
-    ("[axis.index :: axis.size]\n", "\n", "every rank decodes all"),
-    ("[axis.index :: axis.size]\n", "[axis.index :: axis.size][:1]\n", "answers dealt to nobody"),
-    ("mine if axis.size > 1 else None)", "None)", "all decoded, some taken"),
-    (
-        "return self.ranks.sequence.woven(mine)",
-        "return [x for own in self.ranks.sequence.gather(mine) for x in own]",
-        "answers in the order of ranks",
-    ),
-    ("if place == data.index else None)", "if True else None)", "every rank makes every prefill"),
-    ("here.index(True) if any(here) else 0, sum(here)", "0, sum(here)", "prompts of another rank"),
-    ("-(-len(prompts) // self.ranks.data.size)", "len(prompts)", "nothing to do for the second"),
-    ("and not of_one_film(", "and not (lambda *_: False)(", "questions on one film parted"),
-    ("in self.ranks.data.gather(own) for", "in self.ranks.data.gather(own)[::-1] for", "answers to other questions"),
-    tests=(ANSWERED, ROLLED),
-) + breaks(
-    "engines/loop.py",
-    (
-        "[found[answer] for answer in mine.tolist()]",
-        "[found[answer] for answer in range(len(mine))]",
-        "another rank's answers",
-    ),
-    tests=(ANSWERED,),
-)
-
-DEGREE = breaks(
-    "train/degree.py",
-    ("if size % d == 0 and need(", "if need(", "a degree that does not divide the world"),
-    ("return next(fitting, size)", "return next(fitting, 1)", "alone where nothing fits"),
-    ("own.peak - own.kv + whole.kv", "own.peak", "keys and values are shared as well"),
-    ("<= USABLE * device", "<= device", "all of the memory"),
-    ("max(films.longest, _longest(films, looks))", "_longest(films, looks)", "what was long is forgotten"),
-    ("films.sequence or degree(", "degree(", "what was asked for has no effect"),
-    ("if films.longest and found", "if found", "one rank each is never said"),
-    ('if films.attention == "gather":', "if True:", "how heads go is not said"),
-    ("alike.setdefault(size, look)", "alike[len(alike)] = look", "every prompt is made"),
-    ("> device / 3", "> device / 2", "half the memory for weights"),
-) + breaks(
-    "train/passes.py",
-    ("/ world.gather(node).count(node)", "", "every rank has all of its machine's memory"),
-    ("[min(each) for each", "[max(each) for each", "the largest machine decides"),
-    tests=("train/test_degree.py::test_all_ranks_reckon_with_the_smallest_machines_part",),
-)
-
-SETTINGS = breaks(
-    "train/ranks_settings.py",
-    ("if size == 1 and self.model_fields_set:", "if False:", "settings of nobody"),
-    ("and size % self.sequence:", "and size < self.sequence:", "sequences that do not part the world"),
-    ('if self.sequence == 1 and "attention"', 'if False and "attention"', "attention over nobody"),
-    ('            if self.weights == "shares":', "            if False:", "shares of an adapter's base"),
-    ('(self.weights == "auto" and large', '(self.weights != "shares" and large', "shares where whole was asked for"),
-    ("if world.size > 1 and (", "if (", "shares of one"),
-    ("        self.check(films.ranks.world.size)", "        pass", "nothing is refused"),
-    ("films.attention = self.sequence, self.attention", 'films.attention = self.sequence, "gather"', "always gathered"),
-)
-
-MUTANTS = (
-    CUT
-    + READS
-    + DEALING
-    + PARTS
-    + SEEN
-    + SUMMED
-    + SAID
-    + HALVES
-    + TURNS
-    + LEARNING
-    + SCORED
-    + ANSWERS
-    + DEGREE
-    + SETTINGS
-)
+MUTANTS = CUT + READS + DEALING + PARTS + SEEN + SUMMED + SAID + HALVES + TURNS

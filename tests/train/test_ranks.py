@@ -21,12 +21,10 @@ from longtake.maths.advantage import Weights
 from longtake.maths.reward import bradley_terry_of_tokens
 from longtake.models.adapters import NAME
 from longtake.models.qwen2_5_vl import Qwen25VL
-from longtake.parallel.axis import Axis
 from longtake.parallel.fsdp import kinds, shard
 from longtake.parallel.ranks import Ranks, mesh
 from longtake.records import Draw, Question
 from longtake.runtime.prefixcache import PrefixCache
-from longtake.train import rows
 from longtake.train.policy import backward_kept
 from longtake.train.rollout import Rollout, Scored
 from longtake.train.rows import backward_items
@@ -70,14 +68,6 @@ CASES = {
     "lora's scalars": Case("lora", SCORES, Passes("graph", MANY)),
     "alora": Case("alora", XENT, Passes("graph", 5)),
     "alora's pairs": Case("alora", DPO, Passes("layers", 1), 120),
-}
-MORE = {  # every way, for each adapter
-    f"{kind} {name} {keep} {row_tokens}": Case(kind, goal, Passes(keep, answer_tokens, tile=6), row_tokens)
-    for kind in KINDS
-    for name, goal in (("cross entropy", XENT), ("clipped", CLIPPED), ("pairs", DPO), ("scalars", SCORES))
-    for keep in ("graph", "layers", "attention", "host")
-    for row_tokens, answer_tokens in ((MANY, MANY), (100, 6))
-    if kind != "alora" or keep == "graph"  # nothing is kept of its prefixes
 }
 SHARED = {  # with weights in shares: the ways, a rank without a row, a prefix without a backward
     **{name: CASES[name] for name in ("cross entropy", "tiles", "scalars", "some prefixes", "one row")},
@@ -181,34 +171,9 @@ def test_ranks_learn_what_one_learns(runs: dict[str, Any], size: int) -> None:
     assert run(size, every_mesh, runs, want, CASES) == [ways * len(CASES)] * size
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("family", [Q3, Q25])
-def test_every_way_to_learn(runs: dict[str, Any], size: int) -> None:
-    want = {name: learned(runs, case, Ranks()) for name, case in MORE.items()}
-    run(size, every_mesh, runs, want, MORE)
-
-
 def test_some_prefixes_have_a_backward() -> None:
     """Or the case above would try nothing; the draw is of a row's first prompt."""
     assert {HALF.scale(0, str(n)) for n in range(len(ASKED))} == {0.0, 2.0}
-
-
-def test_every_replica_has_a_row_and_a_film_its_questions(every: dict[str, Any]) -> None:
-    """Three questions on the first film, one without, two on the second."""
-    one = every[Q25]["full"]
-    one.prefixes, one.passes = None, Passes()
-    for count, want in (
-        (1, ["012345"]),
-        (2, ["012", "345"]),
-        (3, ["012", "345"]),
-        (4, ["012", "345"]),
-        (6, ["012", "3", "45"]),
-    ):
-        one.films.ranks = Ranks(data=Axis(0, count))
-        found = rows._runs(one, items(one, scored=False), MANY)
-        assert ["".join(item.prompt.id for item in run) for run in found] == want
-    assert [len(run) for run in rows._runs(one, items(one, scored=False), 1)] == [1] * 6
 
 
 def in_shares(world: Any, runs: dict[str, Any], want: dict[str, Learned], cases: dict[str, Case]) -> int:

@@ -39,8 +39,11 @@ class PrefixCache:
         self.memory.put(key, kv, _size(kv))
         return kv
 
-    def put(self, key: str, kv: KV) -> None:
-        """Keeps a copy of what was computed, where there is room: a layer's keys and values, each [1, K, U, D]."""
+    def put(self, key: str, kv: KV, *, writes: bool = True) -> None:
+        """Keeps a copy of what was computed, where there is room: a layer's keys and values, each [1, K, U, D].
+
+        `writes`: False where another rank puts the same on disk.
+        """
         if key in self._made:
             self.counts.remade += 1
         else:
@@ -48,7 +51,7 @@ class PrefixCache:
         self._made.add(key)
         kept = [(_owned(k), _owned(v)) for k, v in kv]
         self.memory.put(key, kept, _size(kept))
-        if self.disk is not None:
+        if self.disk is not None and writes:
             tensors = {
                 f"{kind}{layer}": x for layer, pair in enumerate(kept) for kind, x in zip("kv", pair, strict=True)
             }

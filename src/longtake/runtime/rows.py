@@ -53,7 +53,7 @@ def cached(model: Model, row: PrefixRow, features: FeaturesOf, kept: PrefixCache
         assert kv is not None
         return given(model, row, kv)
     made = compute(model, row, features, "nothing", ranks)
-    kept.put(key, made.kv)
+    kept.put(key, made.kv, writes=ranks.sequence.leads)
     return made
 
 
