@@ -33,8 +33,8 @@ ROOM = 2048  # tokens to which that pads prompts without their film, and again a
 Rows = list[list[str]]
 SETTING = """\
 {layers} layers, {dtype}, {group} answers of {answer} tokens. MB: the most that a rank held during the step ({held}),
-above what it held before. Seconds: prefill, answers, backward and the sum of gradients, of the slowest rank.{few}{busy}
-{on}, torch {torch}, transformers {transformers}, {date}."""
+above what it held before. Seconds: prefill, answers, backward and the sum of gradients, of the slowest rank{thread}.
+{few}{busy}{on}, torch {torch}, transformers {transformers}, {date}."""
 ASSUMED = """\
 {model}: {shape.heads} heads, {shape.kv_heads} key heads, {kv:.1f} kB of keys and values a token; bfloat16 throughout,
 moments too; {each} tokens a frame, {one.question} tokens of a prompt beside the film, {one.group} answers of
@@ -166,8 +166,9 @@ def setting(found: Mapping[str, Any]) -> str:
         **{name: found[name] for name in ("layers", "dtype", "group", "answer", "date")}, **ran,
         on=" ".join(about["gpus"]) or f"{about['processors']} CPU cores",
         held="what torch allocated" if about["gpus"] else "resident set",
-        busy=f" Other work ran beside it (load {found['load']})." if found["load"] > 1 else "",
-        few=" Where ranks are more than cores, seconds say nothing." if few else "",
+        busy=f"Other work ran beside it (load {found['load']}). " if found["load"] > 1 else "",
+        thread="" if about["gpus"] else ", each on one thread",
+        few="Where ranks are more than cores, seconds say nothing. " if few else "",
     )  # fmt: skip
     return textwrap.fill(words, 120, break_on_hyphens=False)
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from bench.cpu_worker import MIB, RESET, memory
 from bench.h200_net import SEVEN, Clock, Net, Scene, Size, network, scene
 from longtake.cli.environment import launched
-from longtake.log.folder import machine
 from longtake.maths.algorithms import ALGORITHMS
 from longtake.maths.cost import Way, Work
 from longtake.maths.cost_ranks import Mesh, room_of_rank
@@ -94,7 +93,7 @@ def one_world(folder: Path, *, tiny: bool) -> dict[str, Any] | None:
         world = ranks.here()
     if how.device == "cpu":
         _returned()
-        torch.set_num_threads(max(1, machine()["processors"] // world.size))
+        torch.set_num_threads(1)
     made = {"ranks": world.size, "films": encoded(world), "cases": list(cases(world, how, folder))}
     ranks.leave()
     return made if world.leads else None

@@ -157,7 +157,7 @@ ROWS = breaks(
     ("row.layout, base_version", "base_version", "a prefix's key without its segments"),
     ("base_version(model), str", "str", "a prefix's key without the weights"),
     ("features(handles), mine_N)", "features(handles)[::-1], mine_N)", "films in another order"),
-    ("kept.put(key, made.kv)", "pass", "prefixes computed again and again"),
+    ("kept.put(key, made.kv, writes=ranks.sequence.leads)", "pass", "prefixes computed again and again"),
 )
 
 INPUTS = breaks(

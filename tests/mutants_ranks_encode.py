@@ -17,7 +17,7 @@ SHARES = breaks(
     ("own[-1].film == number else", "own[-1].film >= 0 else", "two films become one"),
     ("min((n + 1) * patch, film.count)", "(n + 1) * patch", "a picture has a temporal patch's frames"),
     ("accumulate(film.pixels for", "accumulate(film.count for", "shares of frames, not of pixels"),
-    ("counts[part.film] += rows", "counts[part.film] = rows", "a film's last part for all of it"),
+    ("pieces[part.film].append(piece)", "pieces[part.film] = [piece]", "a film's last part for all of it"),
     ("frames(part.start, part.stop)", "frames()", "every rank reads whole films"),
     ("requires_grad=learns)", "requires_grad=False)", "a rank with nothing stays out of the backward"),
     ("part.stop - part.start for part in own", "part.stop for part in own", "frames that others encoded are counted"),

@@ -112,7 +112,7 @@ def stage(monkeypatch: Any, model: Any = None) -> Stage:
         monkeypatch.setattr(place, "open_films", lambda *_, **__: made)
     monkeypatch.setattr(footage, "decode", lambda films, questions, *_, **__: list(questions))
     for name in ("save", "save_model"):
-        monkeypatch.setattr(resumed, name, lambda *_: Path("model"))
+        monkeypatch.setattr(resumed, name, lambda *_, **__: Path("model"))
     monkeypatch.setattr("longtake.train.keep.keep", lambda *_: None)
     _watch(monkeypatch, made)
     return made

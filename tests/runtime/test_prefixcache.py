@@ -122,6 +122,14 @@ def test_the_disk_has_a_quota(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 2
 
 
+def test_what_another_rank_writes_is_kept_in_memory_alone(tmp_path: Path) -> None:
+    cache = PrefixCache(1.0, tmp_path, ROOM)
+    cache.put("a", made(0), writes=False)
+    assert files(tmp_path) == []
+    assert same(cache.get("a"), made(0))
+    assert cache.counts == Counts(ram=1, made=1)
+
+
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write here"):

@@ -98,6 +98,20 @@ def test_as_few_ranks_as_have_room(memory: Any, size: int, degrees: list[int]) -
     assert degree.degree(films, 40_000) == size  # nothing fits: all share it
 
 
+def test_gradients_and_optimizer_in_shares_leave_room(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, way = shape_of(MODEL.net.config.to_dict()), Way("exact", "layers", answer_tokens=4096)
+    found = room(shape, Work(1, 40_001, 1, answer=512), way)
+    assert found.learning > 0
+    want = found.peak - found.learning * 3 / 4
+    assert degree.need(shape, way, 40_001, 1, 4) == pytest.approx(want, rel=1e-12)
+    model = on("cuda")
+    films: Any = Films(4, model)
+    memory(needed(model, 1) / USABLE * 0.9999)
+    assert degree.degree(films, 40_000) == 2
+    monkeypatch.setattr(degree, "in_parts", lambda layers: layers is model.layers)
+    assert degree.degree(films, 40_000) == 1
+
+
 def said(films: Any, *films_of: str | None) -> list[str]:
     stream = io.StringIO()
     log = Log(stream=stream)
