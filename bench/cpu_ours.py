@@ -19,8 +19,8 @@ from typing import Any
 
 from bench.cpu_scene import ANSWER_TOKENS, OBJECTIVE, Clock, Scene, Took
 from longtake.engines.local import LocalEngine
+from longtake.engines.loop import Written
 from longtake.maths.pack import pack
-from longtake.records import Group
 from longtake.runtime.prefix import Keep
 from longtake.runtime.prefixcache import PrefixCache
 from longtake.runtime.rows import lead
@@ -54,9 +54,9 @@ class Timed(LocalEngine):
 
     clock: Clock = field(default_factory=Clock)
 
-    def _answers(self, *asked: Any) -> list[Group]:
+    def _written(self, *asked: Any) -> list[Written]:
         with self.clock("generate"):
-            return LocalEngine._answers(self, *asked)
+            return LocalEngine._written(self, *asked)
 
 
 def _engine(scene: Scene) -> Timed:

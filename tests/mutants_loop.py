@@ -160,7 +160,7 @@ POLICY = breaks(
         "if kept.made]",
         "prefills of dropped groups go through",
     ),
-    ("passes.kept(step, prompts[0].id)", "passes.keep", "room for a backward that does not come"),
+    ("passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].id)", "passes.keep", "room for a backward that does not come"),
     (
         "known = [own for own in right_N if None not in own]",
         "known = right_N",

@@ -134,7 +134,7 @@ def test_a_prefix_has_its_gradient_as_often_as_asked(p):
     assert set(scales) == {0.0, 1 / p}
     spread = math.sqrt(len(keys) * p * (1 - p))
     assert abs(scales.count(1 / p) - p * len(keys)) < SPREADS * spread
-    assert [passes.kept(*key) for key in keys] == ["layers" if scale else "nothing" for scale in scales]
+    assert [passes.kept(9, *key) for key in keys] == ["layers" if scale else "nothing" for scale in scales]
     assert scales[:100] != scales[100:200]
     assert scales != [Passes("layers", prefix_gradient=p, seed=2).scale(*key) for key in keys]
     assert {WHOLE.scale(*key) for key in keys} == {1.0}
@@ -287,3 +287,11 @@ def test_runs_are_as_long_as_the_budget_allows(lengths, budget):
         assert run
         assert sum(run) <= budget or len(run) == 1
         assert following is None or sum(run) + following[0] > budget
+
+
+def test_a_long_prefix_keeps_no_graph_where_memory_chose() -> None:
+    chosen = Passes("graph", graph_tokens=100)
+    assert [chosen.of(tokens) for tokens in (100, 101)] == ["graph", "layers"]
+    assert [Passes("host", graph_tokens=100).of(tokens) for tokens in (100, 101)] == ["host", "host"]
+    assert Passes("graph").of(10**9) == "graph"
+    assert chosen.kept(101, "x") == "layers"

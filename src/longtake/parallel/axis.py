@@ -17,7 +17,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 Thing = TypeVar("Thing")
-PATIENCE = timedelta(hours=6)  # of a call for slow ranks; whether they are alive is parallel.watch's business
+PATIENCE = timedelta(days=20)  # of a call for slow ranks; whether they are alive is parallel.watch's business
 BUCKET = 2**26  # numbers that are summed in one call
 
 

@@ -59,7 +59,14 @@ class Engine(Settings):
         return self
 
     def found(self) -> None:
-        """Raises UserError, before anything takes time, where there is no such Python."""
+        """Raises UserError, before anything takes time, where there is no such Python, and under several ranks."""
+        from longtake.parallel.ranks import here
+
+        if self.kind != "local" and here().size > 1:
+            why = "an engine in another process has devices of its own, and would be asked by every rank"
+            raise UserError(
+                "one engine for several ranks", where="--engine.kind", why=why, fix="start without torchrun"
+            )
         if self.python is not None and not self.python.is_file():
             fix = "`make vllm` makes .venv-vllm/bin/python"
             raise UserError("there is no Python of vLLM", where=str(self.python), fix=fix)

@@ -15,7 +15,6 @@ from longtake.engines.sglang import SglangEngine
 from longtake.engines.vllm import Place, VllmEngine
 from longtake.errors import UserError
 from longtake.log import Log
-from longtake.parallel.ranks import here, mesh
 from longtake.protocols import Engine, Model
 from longtake.runtime.films import Films
 from longtake.runtime.load import load_model, weights_version
@@ -50,17 +49,9 @@ def films_of(
     if idle := sorted(video.model_dump(exclude_unset=True, exclude_none=True).keys() & CACHED):
         raise UserError("an endpoint gets frames, not features", where=f"--video.{idle[0]}", fix="leave it out")
     model = cast(Model, Onlooker(settings.max_pixels))  # as much of one as Films calls
-    films = Films(model, FrameTier(video.tier or folder / "tier"), None, Quarantine(folder), mesh(here(), 1))
-    refuse_ranks(films)
+    films = Films(model, FrameTier(video.tier or folder / "tier"), None, Quarantine(folder))
     context.onto(films)
     return films
-
-
-def refuse_ranks(films: Films) -> None:
-    """Raises UserError where several ranks would each ask an engine in another process."""
-    if films.ranks.world.size > 1:
-        why = "an engine in another process has devices of its own, and would be asked by every rank"
-        raise UserError("one engine for several ranks", where="--engine.kind", why=why, fix="start without torchrun")
 
 
 @contextmanager
@@ -105,8 +96,7 @@ def outside_of(settings: engine_settings.Engine, session: Session, log: Log) -> 
 def beside_of(
     settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log
 ) -> Iterator[VllmEngine | SglangEngine]:
-    """The engine in another process, with these weights. Raises UserError under several ranks."""
-    refuse_ranks(films)
+    """The engine in another process, with these weights."""
     if settings.kind == "vllm":
         with vllm_of(settings, films, weights, folder, log) as engine:
             yield engine

@@ -26,7 +26,7 @@ class Memory(Settings):
     prefixes: Path | None = Field(
         None, description="folder of prefixes' keys and values under an alora, shared by runs (default: memory alone)"
     )
-    prefixes_ram: float = Field(8.0, gt=0, description="GiB of these in memory")
+    prefixes_ram: float = Field(8.0, gt=0, description="GiB of these in each rank's memory")
     prefixes_disk: float = Field(200.0, gt=0, description="GiB of these in that folder")
     tile: int = Field(8192, ge=1, description="tokens of a layer, attention aside, that are computed at once")
 

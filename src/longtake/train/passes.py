@@ -29,9 +29,10 @@ def passes(memory: Memory, prefix_gradient: PrefixGradient, seed: int, model: Mo
         work = Work(frames=1, visual=memory.row_tokens, question=1, answer=memory.answer_tokens // 8)
         shape, way = shape_of(model.net.config.to_dict()), way_of(model, "graph", memory.answer_tokens)
         keep = keep_for(shape, work, way, device, host)
-        if keep != "graph":
+        if keep not in ("graph", "nothing"):
             log.note(f"of a prefix {keep} are kept: the graph of {memory.row_tokens} tokens does not fit this machine")
-    return Passes(keep, memory.answer_tokens, memory.tile, probability(prefix_gradient), seed)
+    most = memory.row_tokens if memory.keep == "auto" else None  # what was reckoned with
+    return Passes(keep, memory.answer_tokens, memory.tile, probability(prefix_gradient), seed, most)
 
 
 def room_of(device: torch.device) -> tuple[float, float]:

@@ -268,7 +268,8 @@ def _backward_one(session: Session, kept: Kept, learned: Mapping[int, Sequence[f
 def keeper(session: Session) -> Keeper:
     """What a prefill keeps in this step: all that its backward needs, nothing where there will be none."""
     step, passes, aside = session.progress.step, session.passes, lead(session.model) > 0
-    return lambda prompts: "nothing" if aside else passes.kept(step, prompts[0].id)
+    size = session.ranks.sequence.size
+    return lambda own: "nothing" if aside else passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].id)
 
 
 def health(answered: Rollout) -> dict[str, float]:

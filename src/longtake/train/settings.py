@@ -33,7 +33,9 @@ class Video(Settings):
     features: Path | None = Field(
         None, description="folder of encoded features, shared by runs (default: none, they stay in memory)"
     )
-    features_ram: float = Field(8.0, ge=0, description="GiB of features kept in memory; the others are encoded again")
+    features_ram: float = Field(
+        8.0, ge=0, description="GiB of features kept in each rank's memory; the others are encoded again"
+    )
     features_disk: float = Field(200.0, gt=0, description="GiB of features kept on disk; the oldest give way")
     most_failed: float = Field(
         0.1, ge=0, le=1, description="share of films that may be quarantined before the run ends"

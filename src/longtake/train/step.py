@@ -119,15 +119,21 @@ class Passes:
     tile: int = TILE  # tokens of a layer that is computed again
     prefix_gradient: float = 1.0  # probability of the backward through a prefix, which then counts 1/p; 0 = never
     seed: int = 0
+    graph_tokens: int | None = None  # of a prefix on a rank: of a longer one layers' inputs are kept and no graph
 
     def scale(self, *key: object) -> float:
         """By what the gradient through the prefix named `key` is multiplied: 1/p, or 0 where it is left out."""
         p = self.prefix_gradient
         return 1 / p if keyed(self.seed, "prefix gradient", *key) < p * 2**63 else 0.0
 
-    def kept(self, *key: object) -> Keep:
-        """What that prefix's prefill must keep."""
-        return self.keep if self.scale(*key) else "nothing"
+    def kept(self, tokens: int, *key: object) -> Keep:
+        """What that prefix's prefill must keep, of so many tokens on a rank."""
+        return self.of(tokens) if self.scale(*key) else "nothing"
+
+    def of(self, tokens: int) -> Keep:
+        """What is kept of a prefix of so many tokens on a rank."""
+        long = self.graph_tokens is not None and tokens > self.graph_tokens
+        return "layers" if long and self.keep in ("graph", "attention") else self.keep
 
 
 EXACT = Passes()
@@ -157,7 +163,9 @@ def backward(
         return facts_of(model, row.layout, passes.keep, visual=visual, answer_tokens=most)
 
     sums, axis, parts = Sums(), ranks.sequence, list[AnswerRow]()
-    keep: Keep = made.keep if made else passes.keep if row and scale and not lead(model) else "nothing"
+    keep: Keep = made.keep if made else "nothing"
+    if row is not None and made is None and scale and not lead(model):
+        keep = passes.of(row.layout.stem.total // axis.size)
     if row is not None:
         parts = list(answer_rows(row, passes.answer_tokens, objective.together, (axis.index, axis.size)))
     turns = Turns.agreed(model.layers, ranks.world, row is not None and made is None, len(parts), keep != "nothing")
