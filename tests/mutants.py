@@ -39,6 +39,7 @@ from tests import (
     mutants_ranks,
     mutants_ranks_cost,
     mutants_ranks_encode,
+    mutants_ranks_fsdp,
     mutants_ranks_learn,
     mutants_ranks_watch,
     mutants_rewards,
@@ -54,6 +55,7 @@ TABLES = (  # the slowest first
     mutants_judge,
     mutants_ranks_watch,
     mutants_ranks_encode,
+    mutants_ranks_fsdp,
     mutants_ranks_learn,
     mutants_ranks,
     mutants_rewards,
@@ -71,8 +73,16 @@ TABLES = (  # the slowest first
     mutants_losses,
     mutants_ranks_cost,
 )
-# a third of all, and the slowest
-FAMILIES = (mutants_context, mutants_llava, mutants_nvila, mutants_ranks_encode, mutants_ranks_watch, mutants_vllm)
+FAMILIES = (  # a third of all, and the slowest
+    mutants_context,
+    mutants_llava,
+    mutants_nvila,
+    mutants_ranks_encode,
+    mutants_ranks_fsdp,
+    mutants_ranks_learn,
+    mutants_ranks_watch,
+    mutants_vllm,
+)
 MUTANTS = tuple(mutant for table in TABLES for mutant in table.MUTANTS)
 TESTS = {file: names for table in TABLES for file, names in table.TESTS.items()}
 PATIENCE = 600  # seconds in which the next one must be through

@@ -107,7 +107,7 @@ STEP = breaks(
     ("return 1 / p if", "return 1.0 if", "1/p forgotten"),
     ("< p * 2**63", "< p * 2**64", "prefixes drawn twice as often"),
     ('(self.seed, "prefix gradient", *key)', '("prefix gradient", *key)', "the same prefixes under every seed"),
-    ('self.keep if self.scale(*key) else "nothing"', "self.keep", "room for a backward that does not come"),
+    ('self.of(tokens) if self.scale(*key) else "nothing"', "self.of(tokens)", "room for a backward that does not come"),
     ("torch.where(row.weight_R != 0, scored.entropy_R, 0)", "scored.entropy_R", "entropy of tokens out of the loss"),
     ("gradient.div_(count)", "gradient.div_(1.0)", "the summed gradient undivided"),
     ('group["lr"] = lr', "pass", "the optimizer's first rate for ever"),
@@ -160,7 +160,11 @@ POLICY = breaks(
         "if kept.made]",
         "prefills of dropped groups go through",
     ),
-    ("passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].id)", "passes.keep", "room for a backward that does not come"),
+    (
+        "passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].id)",
+        "passes.keep",
+        "room for a backward that does not come",
+    ),
     (
         "known = [own for own in right_N if None not in own]",
         "known = right_N",
@@ -214,8 +218,12 @@ SESSION = breaks(
 )
 PASSES = breaks(
     "train/passes.py",
-    ("probability(prefix_gradient), seed)", "probability(prefix_gradient), 0)", "the seed forgotten for prefixes"),
-    ("probability(prefix_gradient), seed)", "1.0, seed)", "every prefix has its gradient"),
+    (
+        "probability(prefix_gradient), seed, most)",
+        "probability(prefix_gradient), 0, most)",
+        "the seed forgotten for prefixes",
+    ),
+    ("probability(prefix_gradient), seed, most)", "1.0, seed, most)", "every prefix has its gradient"),
 )
 
 SUPERVISED = breaks(
