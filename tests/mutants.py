@@ -3,7 +3,7 @@
 `python -m tests.mutants` (two forked workers) prints what survived and exits non-zero if anything did. Every mutant
 is one file with one text replaced that lies before the real one on its package's path, and a forked process that runs
 the tests of that file on it. `python -m tests.mutants train/step.py` tries the breaks of one file or folder alone,
-`core` those of the machinery, `families` those of single families, of context, of vLLM's client and of the watch.
+`core` those of the machinery, `families` those of single families, of context, of vLLM's client and of runs on ranks.
 """
 
 from __future__ import annotations
