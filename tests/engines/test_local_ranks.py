@@ -43,9 +43,10 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = tiny.exact(tiny.checkpoint(tmp_path_factory.mktemp("tiny")))
     if request.param != "full":
         add_adapter(model, request.param, 4, 8.0)
+        generator = torch.Generator().manual_seed(1)
         for name, p in model.net.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(p.data, std=0.3)
+                torch.nn.init.normal_(p.data, std=0.3, generator=generator)
         model.net.double()
     model.end_ids = tuple(range(40, len(model.tokenizer), 7))
     with torch.no_grad():

@@ -27,9 +27,10 @@ def model(request, tmp_path_factory):
     model = tiny.exact(tiny.checkpoint(tmp_path_factory.mktemp("tiny"), layers=3))
     if request.param != "full":
         add_adapter(model, request.param, 4, 8.0)
+        generator = torch.Generator().manual_seed(1)
         for name, p in model.net.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(p.data, std=0.3)
+                torch.nn.init.normal_(p.data, std=0.3, generator=generator)
         model.net.double()
     return model
 

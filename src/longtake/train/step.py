@@ -160,7 +160,7 @@ def backward(
     def facts() -> Facts:
         assert row is not None
         visual, most = int(row.visual_T.sum()), passes.answer_tokens
-        return facts_of(model, row.layout, passes.keep, visual=visual, answer_tokens=most)
+        return facts_of(model, row.layout, keep, visual=visual, answer_tokens=most)
 
     sums, axis, parts = Sums(), ranks.sequence, list[AnswerRow]()
     keep: Keep = made.keep if made else "nothing"
