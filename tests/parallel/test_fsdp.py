@@ -141,7 +141,7 @@ def learned(world, kind, tied, ways):
     return found
 
 
-@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "tied", "ways"), CASES)
 def test_rows_of_many_ranks_give_the_gradient_of_one(kind, tied, ways, size) -> None:
     want = learned(ALONE, kind, tied, ways)
@@ -176,7 +176,7 @@ def stepped(world, steps):
     return [full(p) for p in own.params], norms, sum(shares)
 
 
-@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_steps_are_those_of_one(size) -> None:
     want, norms, _ = stepped(ALONE, 3)
     assert all(norm > 0.5 for norm in norms[::2])

@@ -164,7 +164,10 @@ def every_mesh(world: Any, runs: dict[str, Any], want: dict[str, Learned], cases
     return count
 
 
-@pytest.mark.parametrize(("family", "size"), [(Q3, 2), (Q3, 3), (Q3, 4), (Q25, 2)])
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [(Q3, 3), (Q25, 2), *(pytest.param(Q3, size, marks=pytest.mark.slow) for size in (2, 4))],
+)
 def test_ranks_learn_what_one_learns(runs: dict[str, Any], size: int) -> None:
     want = {name: learned(runs, case, Ranks()) for name, case in CASES.items()}
     ways = {2: 3, 3: 3, 4: 5}[size]
@@ -185,7 +188,7 @@ def in_shares(world: Any, runs: dict[str, Any], want: dict[str, Learned], cases:
 
 @pytest.mark.parametrize(
     ("family", "size"),
-    [(Q3, 2), (Q25, 3), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((Q25, 2), (Q3, 3), (Q3, 4)))],
+    [(Q3, 2), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((Q25, 2), (Q25, 3), (Q3, 3), (Q3, 4)))],
 )
 def test_weights_in_shares_learn_what_one_rank_learns(runs: dict[str, Any], size: int) -> None:
     want = {name: learned(runs, case, Ranks()) for name, case in SHARED.items()}
@@ -268,7 +271,9 @@ def aside(one: Any) -> Any:
     return one
 
 
-@pytest.mark.parametrize(("family", "size", "shares"), [(Q25, 2, False), (Q25, 2, True), (Q3, 4, False)])
+@pytest.mark.parametrize(
+    ("family", "size", "shares"), [(Q25, 2, False), (Q25, 2, True), pytest.param(Q3, 4, False, marks=pytest.mark.slow)]
+)
 def test_kept_prefills_learn_whatever_groups_are_dropped(runs: dict[str, Any], size: int, shares: bool) -> None:
     want = {name: kept(aside(runs[kind]), Ranks(), *case) for name, (kind, *case) in KEPT.items()}
     run(size, on_prefills, runs, want, shares)
