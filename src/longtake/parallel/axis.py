@@ -132,12 +132,6 @@ class Axis:
             for x, found in zip(run, flat.split([x.numel() for x in run]), strict=True):
                 x.copy_(found.view_as(x))
 
-    def numbers(self, values: Sequence[float]) -> list[float]:
-        """Sums over the ranks of some numbers."""
-        if self.size == 1:
-            return list(values)
-        return [sum(each) for each in zip(*self.gather(list(values)), strict=True)]
-
     def _padded(self, x: Tensor, most: int) -> Tensor:
         if len(x) == most:
             return x.contiguous()
