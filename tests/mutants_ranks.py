@@ -143,7 +143,6 @@ SAID = breaks(
     ("mine[: counts[self.index]]", "mine[: counts[0]]", "as many rows as the first rank"),
     ("for part in x.split(list(counts))]", "for part in x.split(list(counts))[::-1]]", "rows for another rank"),
     ("x.copy_(found.view_as(x))", "x.copy_(x)", "sums stay local"),
-    ("[sum(each) for each in zip(", "[max(each) for each in zip(", "the largest for the sum"),
     ("return any(self.gather(here))", "return all(self.gather(here))", "so on all"),
     ("self.leads else None)[0]", "self.leads else None)[-1]", "the last for the first"),
     ("sent.nbytes - real.nbytes", "0", "padding uncounted"),

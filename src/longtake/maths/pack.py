@@ -166,17 +166,17 @@ def answer_rows(row: PrefixRow, most: int, together: int = 1, dealt: tuple[int, 
     answers = [segment for segment in row.layout.segments if not segment.inner]
     units = [answers[first : first + together] for first in range(0, len(answers), together)]
     lengths = [sum(segment.length for segment in unit) for unit in units]
-    owners = _dealt(lengths, dealt[1])
+    owners, source_T = _dealt(lengths, dealt[1]), _sources(row.layout)
     run: list[int] = []
     for unit, length in enumerate(lengths):
         if owners[unit] != dealt[0]:
             continue
         if run and sum(lengths[one] for one in run) + length > most:
-            yield _answers(row, {first * together + place for first in run for place in range(together)})
+            yield _answers(row, source_T, {first * together + place for first in run for place in range(together)})
             run = []
         run.append(unit)
     if run:
-        yield _answers(row, {first * together + place for first in run for place in range(together)})
+        yield _answers(row, source_T, {first * together + place for first in run for place in range(together)})
 
 
 def _dealt(lengths: Sequence[int], ranks: int) -> list[int]:
@@ -188,14 +188,13 @@ def _dealt(lengths: Sequence[int], ranks: int) -> list[int]:
     return owners
 
 
-def _answers(row: PrefixRow, mine: set[int]) -> AnswerRow:
-    """Those answers of the row."""
+def _answers(row: PrefixRow, source_T: Tensor, mine: set[int]) -> AnswerRow:
+    """Those answers of the row; `source_T` gets their places, which no other part reads."""
     answers = [segment for segment in row.layout.segments if not segment.inner]
     ends = len(row.layout.segments) - len(answers)
     picked = [segment for number, segment in enumerate(answers) if number in mine]
     none = torch.empty(0, dtype=torch.int64)
     here_A = torch.cat([none, *(torch.arange(one.start, one.start + one.length) for one in picked)])
-    source_T = _sources(row.layout)
     source_T[here_A] = ends + torch.arange(len(here_A))
     mine_R = torch.isin(row.answer_R, torch.tensor(sorted(mine)))
     return AnswerRow(
