@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from longtake.data.cache import FrameTier
@@ -42,20 +42,26 @@ class RemoteAsker:
     def ask(self, asks: Sequence[Ask], max_tokens: int, known: Collection[str]) -> Replies:
         """In the order in which replies come. Raises UserError where the endpoint refuses everybody."""
         todo = deque(one for one in asks if one.key not in known)
-        expected, stop, in_a_row = len(todo), Event(), 0
-        heard: SimpleQueue[tuple[str, Reply] | BaseException] = SimpleQueue()
+        expected, stop, in_a_row, counting = len(todo), Event(), 0, Lock()
+        heard: SimpleQueue[tuple[str, Reply, int] | BaseException] = SimpleQueue()
 
         def work() -> None:
+            nonlocal in_a_row
             while not stop.is_set():
                 try:
                     one = todo.popleft()
                 except IndexError:
                     return
                 try:
-                    heard.put((one.key, self._one(one, max_tokens)))
+                    reply = self._one(one, max_tokens)
                 except BaseException as error:
                     heard.put(error)
                     return
+                with counting:  # here and not where replies are taken: that may be far behind, and workers ask on
+                    in_a_row = in_a_row + 1 if reply.error else 0
+                    if in_a_row == GIVE_UP:
+                        stop.set()
+                    heard.put((one.key, reply, in_a_row))
 
         for _ in range(min(self.workers, expected)):
             Thread(target=work, daemon=True).start()
@@ -64,10 +70,10 @@ class RemoteAsker:
                 got = heard.get()
                 if isinstance(got, BaseException):
                     raise got
-                yield got
-                in_a_row = in_a_row + 1 if got[1].error else 0
-                if in_a_row == GIVE_UP:
-                    self.gave_up = f"{in_a_row} requests in a row failed, the last with {got[1].error}"
+                key, reply, failed = got
+                yield key, reply
+                if failed == GIVE_UP:
+                    self.gave_up = f"{failed} requests in a row failed, the last with {reply.error}"
                     return
         finally:
             stop.set()
