@@ -69,7 +69,7 @@ def commands(measured: Mapping[str, Any]) -> str:
         [
             "```sh",
             f"make demo    # {span} minutes on {where(measured['machine'])}; look at out/demo/report.html",
-            "make test    # a few minutes; prints what failed",
+            "make test    # a quarter of an hour on the same; prints what failed",
             "```",
         ]
     )

@@ -161,7 +161,7 @@ POLICY = breaks(
         "prefills of dropped groups go through",
     ),
     (
-        "passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].id)",
+        "passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].prefix)",
         "passes.keep",
         "room for a backward that does not come",
     ),

@@ -125,13 +125,11 @@ ANSWERS = (
 
 DEGREE = breaks(
     "train/degree.py",
-    ("if size % d == 0 and need(", "if need(", "a degree that does not divide the world"),
-    ("return next(fitting, size)", "return next(fitting, 1)", "alone where nothing fits"),
-    ("own.peak - own.kv + whole.kv", "own.peak", "keys and values are shared as well"),
-    (" - own.learning * (1 - 1 / parts)", "", "gradients and optimizer whole"),
-    ("parts = size if in_parts(model.layers) else 1", "parts = size", "always in shares"),
-    ("parts = size if in_parts(model.layers) else 1", "parts = 1", "never in shares"),
-    ("<= USABLE * device", "<= device", "all of the memory"),
+    ("if found else size", "if found else 1", "alone where nothing fits"),
+    ("shares=in_parts(model.layers)", "shares=True", "always in shares"),
+    ("shares=in_parts(model.layers)", "shares=False", "never in shares"),
+    ("visual=tokens, question=1", "visual=1, question=1", "the longest prompt is short"),
+    ("answer=ANSWERS // 8", "answer=1", "no answers to keep room for"),
     ("max(films.longest, _longest(films, looks))", "_longest(films, looks)", "what was long is forgotten"),
     ("films.sequence or degree(", "degree(", "what was asked for has no effect"),
     ("if films.longest and found", "if found", "one rank each is never said"),

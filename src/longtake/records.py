@@ -160,6 +160,11 @@ class Prompt:
     features: str | None  # handle, see runtime.features; None = no video
     receipt: Receipt | None
 
+    @property
+    def prefix(self) -> str:
+        """Names what it shares with others: its features, or itself where it has none."""
+        return self.features or self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:

@@ -13,7 +13,8 @@ from tests.models import tiny
 from tests.ranks import run
 
 from longtake.log import Log
-from longtake.maths.cost import Way, Work
+from longtake.maths.cost import Work
+from longtake.maths.cost_ranks import Mesh, room_of_rank
 from longtake.maths.room import USABLE, room
 from longtake.maths.shapes import shape_of
 from longtake.models.qwen3_vl import Qwen3VL
@@ -71,42 +72,33 @@ def on(kind: str) -> Any:
     return SimpleNamespace(net=net, adapter=None, layers=MODEL.layers)
 
 
-def needed(model: Any, ranks: int, longest: int = 40_000) -> float:
-    shape = shape_of(model.net.config.to_dict())
-    return degree.need(shape, way_of(model, "layers", degree.ANSWERS), longest, ranks)
+def needed(model: Any, size: int, ranks: int, longest: int = 40_000, *, shares: bool = False) -> float:
+    """By the cost model, for the longest prompt and 2,048 tokens of answers."""
+    shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", 2048)
+    return room_of_rank(shape, Work(1, longest, 1, answer=256), way, Mesh(size, ranks, shares)).peak
 
 
-def test_a_rank_needs_all_keys_and_values_and_a_share_of_all_else() -> None:
-    shape, way = shape_of(MODEL.net.config.to_dict()), Way("exact", "layers", answer_tokens=4096)
-    own, whole = (room(shape, Work(1, visual, 1, answer=512), way) for visual in (10_001, 40_001))
-    assert degree.need(shape, way, 40_001, 4) == pytest.approx(own.peak - own.kv + whole.kv, rel=1e-12)
-    assert degree.need(shape, way, 40_001, 1) == pytest.approx(whole.peak, rel=1e-12)
-
-
+@pytest.mark.parametrize("longest", [40_000, 20])  # where a prefix, and where answers need the most
 @pytest.mark.parametrize(("size", "degrees"), [(6, [1, 2, 3, 6]), (5, [1, 5]), (4, [1, 2, 4])])
-def test_as_few_ranks_as_have_room(memory: Any, size: int, degrees: list[int]) -> None:
+def test_as_few_ranks_as_have_room(memory: Any, size: int, degrees: list[int], longest: int) -> None:
     model = on("cuda")
     films: Any = Films(size, model)
-    needs = [needed(model, ranks) for ranks in degrees]
+    needs = [needed(model, size, ranks, longest) for ranks in degrees]
     assert needs == sorted(needs, reverse=True)
     for found, need in zip(degrees, needs, strict=True):
         memory(need / USABLE * 1.0001)
-        assert degree.degree(films, 40_000) == found
+        assert degree.degree(films, longest) == found
         memory(need / USABLE * 0.9999)
-        assert degree.degree(films, 40_000) == degrees[min(degrees.index(found) + 1, len(degrees) - 1)]
+        assert degree.degree(films, longest) == degrees[min(degrees.index(found) + 1, len(degrees) - 1)]
     memory(1.0, 1.0)
-    assert degree.degree(films, 40_000) == size  # nothing fits: all share it
+    assert degree.degree(films, longest) == size  # nothing fits: all share it
 
 
-def test_gradients_and_optimizer_in_shares_leave_room(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape, way = shape_of(MODEL.net.config.to_dict()), Way("exact", "layers", answer_tokens=4096)
-    found = room(shape, Work(1, 40_001, 1, answer=512), way)
-    assert found.learning > 0
-    want = found.peak - found.learning * 3 / 4
-    assert degree.need(shape, way, 40_001, 1, 4) == pytest.approx(want, rel=1e-12)
+def test_weights_and_optimizer_in_shares_leave_room(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = on("cuda")
     films: Any = Films(4, model)
-    memory(needed(model, 1) / USABLE * 0.9999)
+    assert needed(model, 4, 1, shares=True) < needed(model, 4, 1)
+    memory(needed(model, 4, 1) / USABLE * 0.9999)
     assert degree.degree(films, 40_000) == 2
     monkeypatch.setattr(degree, "in_parts", lambda layers: layers is model.layers)
     assert degree.degree(films, 40_000) == 1
@@ -136,7 +128,7 @@ def test_one_rank_is_told_nothing(memory: Any) -> None:
 
 def test_the_longest_prompt_decides_and_is_said(memory: Any) -> None:
     films: Any = Films(4, on("cuda"))
-    memory(needed(films.model, 2) / USABLE * 1.01)
+    memory(needed(films.model, 4, 2) / USABLE * 1.01)
     line = note(films, "short", None)
     assert line.endswith("4 ranks: each takes questions of its own (the longest prompt, 300 tokens, fits one)")
     assert films.ranks.sequence.size == 1
@@ -146,7 +138,7 @@ def test_the_longest_prompt_decides_and_is_said(memory: Any) -> None:
     assert (films.ranks.data.size, films.ranks.sequence.size, films.longest) == (2, 2, 40_000)
     assert said(films, "short") == []  # what was long may come again
     assert films.ranks.sequence.size == 2
-    memory(needed(films.model, 4) / USABLE * 1.01)
+    memory(needed(films.model, 4, 4) / USABLE * 1.01)
     line = note(films, "short")
     assert "1 sequence of 4, which share prompts of up to 40000 tokens" in line
 

@@ -113,7 +113,7 @@ class RewardModel:
     def _runs(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
         """Groups of one row: as many as its budget holds; those on one film where the run keeps their prefix."""
         if self.prefixes is not None:
-            yield from (list(run) for _, run in groupby(groups, lambda g: g.prompt.features or g.prompt.id))
+            yield from (list(run) for _, run in groupby(groups, lambda g: g.prompt.prefix))
             return
         run: list[Group] = []
         tokens = 0

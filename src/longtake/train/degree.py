@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from longtake.log import Log
-from longtake.maths.cost import Way, Work
-from longtake.maths.room import USABLE, room
-from longtake.maths.shapes import Shape, shape_of
+from longtake.maths.cost import Work
+from longtake.maths.cost_ranks import Mesh, fewest
+from longtake.maths.room import room
+from longtake.maths.shapes import shape_of
 from longtake.parallel.fsdp import in_parts
 from longtake.parallel.ranks import mesh
 from longtake.protocols import Model
@@ -53,11 +55,8 @@ def degree(films: Films, longest: int) -> int:
     model, size = films.model, films.ranks.world.size
     device, _ = room_of(model.net.device)
     shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", ANSWERS)
-    parts = size if in_parts(model.layers) else 1
-    fitting = (
-        d for d in range(1, size + 1) if size % d == 0 and need(shape, way, longest, d, parts) <= USABLE * device
-    )
-    return next(fitting, size)
+    found = fewest(shape, work(longest), way, Mesh(size, shares=in_parts(model.layers)), device, inf)
+    return found.sequence if found else size
 
 
 def large(model: Model) -> bool:
@@ -68,16 +67,9 @@ def large(model: Model) -> bool:
     return found.weights + found.learning > device / 3
 
 
-def need(shape: Shape, way: Way, longest: int, ranks: int, parts: int = 1) -> float:
-    """Bytes on each of `ranks` that share a prompt: all of its keys and values, a share of all that grows with it.
-
-    parts: shares in which gradients and optimizer are; the weights are whole while answers are decoded.
-    """
-    own, whole = (
-        room(shape, Work(frames=1, visual=tokens, question=1, answer=way.answer_tokens // 8), way)
-        for tokens in (-(-longest // ranks), longest)
-    )
-    return own.peak - own.kv + whole.kv - own.learning * (1 - 1 / parts)
+def work(tokens: int) -> Work:
+    """A prompt of so many, and as many answer tokens as are learned from at once."""
+    return Work(frames=1, visual=tokens, question=1, answer=ANSWERS // 8)
 
 
 def _longest(films: Films, looks: Iterable[Look]) -> int:

@@ -260,7 +260,7 @@ def _backward_one(session: Session, kept: Kept, learned: Mapping[int, Sequence[f
         _item(group, learned[id(group)]) if id(group) in learned else Item(group.prompt, (), ())
         for group in kept.groups
     ]
-    scale = session.passes.scale(session.progress.step, kept.groups[0].prompt.id)
+    scale = session.passes.scale(session.progress.step, kept.groups[0].prompt.prefix)
     model, features, row = session.model, session.films.features, packed(session.model, items)
     return backward(model, features, row, objective, session.passes, kept.made, scale, session.ranks)
 
@@ -269,7 +269,7 @@ def keeper(session: Session) -> Keeper:
     """What a prefill keeps in this step: all that its backward needs, nothing where there will be none."""
     step, passes, aside = session.progress.step, session.passes, lead(session.model) > 0
     size = session.ranks.sequence.size
-    return lambda own: "nothing" if aside else passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].id)
+    return lambda own: "nothing" if aside else passes.kept(sum(len(p.ids) for p in own) // size, step, own[0].prefix)
 
 
 def health(answered: Rollout) -> dict[str, float]:

@@ -105,7 +105,7 @@ def _runs(session: Session, items: Sequence[Item], row_tokens: int) -> list[list
     rows of one rank where gradients through these are drawn by row.
     """
     if session.prefixes is not None:
-        return [list(run) for _, run in groupby(items, lambda item: item.prompt.features or item.prompt.id)]
+        return [list(run) for _, run in groupby(items, lambda item: item.prompt.prefix)]
     most = -(-len(items) // session.ranks.data.size) if session.passes.prefix_gradient in (0, 1) else len(items)
     return list(chunks(items, lambda item: len(item.prompt.ids), row_tokens, most, _of_one_film))
 
