@@ -5,9 +5,12 @@ from __future__ import annotations
 from tests.mutants_table import breaks
 
 CLIENT, DEATHS, WEIGHTS = "engines/test_vllm.py", "engines/test_vllm_deaths.py", "engines/test_vllm_weights.py"
+LISTEN = "engines/test_vllm_listen.py"
 TESTS = {
     "engines/vllm.py": (CLIENT, DEATHS),
     "engines/vllm_link.py": (CLIENT, DEATHS),
+    "engines/vllm_listen.py": (LISTEN,),
+    "engines/vllm_reach.py": (LISTEN,),
     "engines/vllm_process.py": (DEATHS,),
     "engines/vllm_troubles.py": (DEATHS,),
     "engines/vllm_weights.py": (WEIGHTS,),
@@ -38,6 +41,42 @@ LINK = breaks(
     ('[*short, *job.tail]', '[*short]', "an answer to score is not sent"),
     ('for file in self.folder.glob("features-*"):', "for file in ():", "features of the dead stay on disk"),
 )  # fmt: skip
+DEATH, ONE = f"{LISTEN}::test_a_death_loses_nothing", f"{LISTEN}::test_one_run_at_a_time"
+SEEN = f"{LISTEN}::test_a_listener_of_another_version_and_a_folder_that_is_not_there"
+REACH = (
+    breaks(
+        "engines/vllm_reach.py",
+        ('if message["op"] == "ended":', "if False:", "how it ended is not told"),
+        tests=(DEATH,),
+    )
+    + breaks(
+        "engines/vllm_reach.py",
+        ("self._socket.shutdown(socket.SHUT_RDWR)", "pass", "a worker that nobody ends"),
+        tests=(f"{LISTEN}::test_a_worker_that_is_stopped_is_ended_with_its_run",),
+    )
+    + breaks(
+        "engines/vllm_listen.py",
+        ("child.kill()\n        code", "code", "a stopped worker is waited for"),
+        ("and not poll.poll(LOOK)", "", "who has left is not noticed"),
+        tests=(f"{LISTEN}::test_a_worker_that_is_stopped_is_ended_with_its_run",),
+    )
+    + breaks(
+        "engines/vllm_listen.py",
+        ("not self._turn.acquire(timeout=GRACE)", "self._turn.locked()", "two runs at once"),
+        tests=(ONE,),
+    )
+    + breaks(
+        "engines/vllm_listen.py",
+        ('if first["worker"] !=', 'if "" ==', "a worker of any version"),
+        ("if not os.path.isdir(folder):", "if False:", "a folder that is not seen"),
+        tests=(SEEN,),
+    )
+    + breaks(
+        "engines/vllm_listen.py",
+        ("                    self._child.kill()", "                    pass", "a worker outlives its listener"),
+        tests=(f"{LISTEN}::test_it_is_ended_with_whoever_waited",),
+    )
+)
 PROCESS = breaks(
     "engines/vllm_process.py",
     ("errors or lines", "lines", "the last line, whatever it says"),
@@ -86,4 +125,4 @@ PLACES += breaks(
     ("self.pads[0], *prompt.ids[stop:]), grid), receipt)", "*prompt.ids[stop:]), grid), receipt)", "no film"),
 )
 
-MUTANTS = ENGINE + LINK + PROCESS + WRITTEN + PLACES
+MUTANTS = ENGINE + LINK + REACH + PROCESS + WRITTEN + PLACES

@@ -10,6 +10,7 @@ from tests.models import tiny
 
 from longtake.engines.vllm import VllmEngine
 from longtake.engines.vllm_link import Link
+from longtake.engines.vllm_process import Process
 from longtake.errors import UserError
 from longtake.records import Draw
 
@@ -39,13 +40,17 @@ def prompts_fixture(model):
 
 @pytest.fixture(name="started")
 def started_fixture(model, features, tmp_path):
-    """Starts a fake in some mode; all are closed in the end."""
+    """Starts a fake in some mode, or through `begin`; all are closed in the end."""
     made = []
 
-    def start(mode="plain", patience=20.0):
+    def start(mode="plain", patience=20.0, begin=None):
+        def beside(shelf, options, log):
+            command = [sys.executable, str(FAKE), mode, str(tmp_path / "life"), str(shelf), json.dumps(options)]
+            return Process(command, log)
+
         said = []
-        command = [sys.executable, str(FAKE), mode, str(tmp_path / "life")]
-        engine = VllmEngine(model, Link(command, OPTIONS, tmp_path / "vllm", features, patience, said.append))
+        link = Link(begin or beside, "there", OPTIONS, tmp_path / "vllm", features, patience, said.append)
+        engine = VllmEngine(model, link)
         made.append(engine)
         engine.load(model, "v1")
         return engine, said

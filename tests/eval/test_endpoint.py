@@ -135,7 +135,9 @@ def test_features_are_not_sent(world: World, tmp_path: Path) -> None:
         ({"kind": "remote"}, "needs url"),
         ({"kind": "remote", "url": "localhost:8000"}, "needs url"),
         ({"kind": "local", "url": "http://x"}, "no effect"),
-        ({"kind": "vllm"}, "needs python"),
+        ({"kind": "vllm"}, "needs either python"),
+        ({"kind": "vllm", "python": Path(sys.executable), "url": "tcp://gpu:7000"}, "needs either python"),
+        ({"kind": "vllm", "url": "http://gpu:7000"}, "url is like tcp"),
         ({"kind": "vllm", "python": Path(sys.executable), "workers": 2}, "no effect"),
     ],
 )

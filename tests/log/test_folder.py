@@ -131,3 +131,14 @@ def test_what_a_failing_engine_asks_for_may_be_changed(tmp_path: Path) -> None:
         RunFolder.open(tmp_path, "grpo", given | {"engine": {"kind": "local", "memory": 4.0, "python": "a"}})
     with pytest.raises(AnotherRun):
         RunFolder.open(tmp_path, "grpo", given | {"memory": {"keep": "layers"}})
+
+
+def test_our_own_model_may_be_served_elsewhere_but_an_endpoint_is_another_model(tmp_path: Path) -> None:
+    for kind in ("vllm", "remote"):
+        given, moved = (CONFIG | {"engine": {"kind": kind, "url": f"tcp://{host}:1"}} for host in "ab")
+        RunFolder.open(tmp_path / kind, "eval", given).set_status(DONE)
+        if kind == "remote":
+            with pytest.raises(AnotherRun, match=r"engine.url was tcp://a:1"):
+                RunFolder.open(tmp_path / kind, "eval", moved)
+        else:
+            assert RunFolder.open(tmp_path / kind, "eval", moved).was_done

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longtake import engines
 from longtake.engines.vllm_link import Job, Link
+from longtake.engines.vllm_reach import worker_at
 from longtake.engines.vllm_weights import export
 from longtake.errors import UserError
 from longtake.models.network import Network
@@ -28,7 +28,6 @@ from longtake.records import Answer, Draw, Group, Prompt
 from longtake.runtime.load import DTYPES
 from longtake.runtime.rows import FeaturesOf
 
-WORKER = Path(str(engines.__file__)).with_name("vllm_worker.py")
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM takes as they are; and 0
 GIB = 2**30
 
@@ -37,7 +36,7 @@ GIB = 2**30
 class Place:
     """Where vLLM runs, and what it may take. Example: Place(Path(".venv-vllm/bin/python"), Path("out/run"))."""
 
-    python: Path  # of vLLM's environment
+    worker: Path | str  # Python of vLLM's environment, or where vllm_listen.py waits, as "tcp://gpu-1:7000"
     folder: Path  # of the run: its subfolder vllm/ holds engine.log, and files on their way
     dtype: str = "auto"  # one of DTYPES that it computes in; auto = as the model does
     context: int = 32768  # tokens of the longest prompt with its answer
@@ -97,8 +96,8 @@ class VllmEngine:
         Raises UserError.
         """
         assert isinstance(model, Network)
-        command = [str(place.python), "-I", str(WORKER)]  # -I: no module beside the worker is taken for one of theirs
-        link = Link(command, options(place, model), place.folder / "vllm", features, place.patience, say)
+        begin, folder = worker_at(place.worker), place.folder.absolute() / "vllm"
+        link = Link(begin, str(place.worker), options(place, model), folder, features, place.patience, say)
         engine = cls(model, link)
         try:
             engine.load(model, weights)

@@ -6,7 +6,6 @@ N visual tokens, E numbers of a visual token.
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +16,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from longtake.engines.vllm_process import Gone, Process
+from longtake.engines.vllm_process import Gone, Peer
 from longtake.engines.vllm_troubles import dead, refused, unstarted
 from longtake.models.network import Sent
 from longtake.records import Prompt
 from longtake.runtime.load import DTYPES
 from longtake.runtime.rows import FeaturesOf
 
+Begin = Callable[[Path, Mapping[str, Any], Path], Peer]  # a worker, of a folder of weights, options, and its log
 AHEAD = 131072  # prompt tokens that are asked about at once; the worker holds features of no more than these
 
 
@@ -40,9 +40,10 @@ class Job:
 
 @dataclass(slots=True)
 class Link:
-    """A worker, which the first weights start. Example: Link([python, "-I", "worker.py"], {}, folder, features, 60)."""
+    """A worker, which the first weights start. Example: Link(beside(python), python, {}, folder, features, 60)."""
 
-    command: Sequence[str]  # that starts it, less the folder of its weights and its options
+    begin: Begin
+    where: str  # its Python or URL
     options: Mapping[str, Any]  # of vllm.LLM
     folder: Path  # its log, and files on their way
     features: FeaturesOf
@@ -50,7 +51,7 @@ class Link:
     say: Callable[[str], None] = lambda text: None
     restarts: int = 0  # times it died and was started again
     shelf: Path | None = None  # where its weights lie
-    _process: Process | None = None
+    _process: Peer | None = None
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def load(self, shelf: Path) -> None:
@@ -163,13 +164,14 @@ class Link:
     def _start(self) -> None:
         log = self.folder / "engine.log"
         try:
-            self._process = Process([*self.command, str(self.shelf), json.dumps(self.options)], log)
+            assert self.shelf is not None
+            self._process = self.begin(self.shelf, self.options, log)
             message = self._process.hear(self.patience)
         except Gone as gone:
             message = {"op": "failed", "kind": "", "why": str(gone)}
         if message["op"] != "ready":
             self._kill()
-            raise unstarted(message, self.command[0], log, self.options)
+            raise unstarted(message, self.where, log, self.options)
         self.say(f"vLLM {message['vllm']} answers on {message['device']}")
 
     def _restart(self, gone: Gone, what: str) -> None:

@@ -1,4 +1,4 @@
-"""A process that speaks lines of JSON over its stdin and stdout: started, watched, ended."""
+"""Whoever speaks lines of JSON: a process, over its stdin and stdout; started, watched, ended."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import signal
 import subprocess
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from longtake.engines.vllm_troubles import SETUP
 from longtake.errors import UserError
@@ -29,29 +30,19 @@ class Gone(Exception):
     """It has ended, or makes no sense any more; the text says how."""
 
 
-class Process:
-    """Example: Process([python, "-I", "worker.py"], Path("engine.log")).hear(60.0)."""
+class Peer(ABC):
+    """One that is spoken to, and writes into a log what is not said."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
-        """Its stderr goes to `log`. Raises UserError if there is no such program."""
+    def __init__(self, lines: BinaryIO, log: Path) -> None:
+        """`lines`: what it says."""
         self.log = log
-        try:
-            with log.open("ab") as errors:
-                self._popen = subprocess.Popen(
-                    list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-                )
-        except OSError as error:
-            raise UserError("no Python there", where=command[0], why=error.strerror or "", fix=SETUP) from error
         self._heard: Queue[bytes | None] = Queue()
-        threading.Thread(target=_listen, args=(self._popen.stdout, self._heard), daemon=True).start()
-        self._end = weakref.finalize(self, _kill, self._popen)
+        threading.Thread(target=_listen, args=(lines, self._heard), daemon=True).start()
 
     def say(self, op: str, **content: Any) -> None:
         """To one that has ended nothing: `hear` tells, after what it still said."""
-        assert self._popen.stdin is not None
         with suppress(OSError):
-            self._popen.stdin.write(json.dumps({"op": op, **content}).encode() + b"\n")
-            self._popen.stdin.flush()
+            self._send(json.dumps({"op": op, **content}).encode() + b"\n")
 
     def hear(self, seconds: float) -> dict[str, Any]:
         """The next message. Raises Gone, also if there is none for that long."""
@@ -60,13 +51,47 @@ class Process:
         except Empty:
             raise Gone(f"it said nothing for {seconds:g} s") from None
         if line is None:
-            raise Gone(self._how())
+            words = last_words(self.log)
+            raise Gone(f"{self._how()}: {words}" if words else self._how())
         try:
-            message = json.loads(line)
+            message: dict[str, Any] = json.loads(line)
             message["op"]
         except (ValueError, KeyError, TypeError):
             raise Gone(f"it says what is no message: {line[:80]!r}") from None
         return message
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it, and waits until it has."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Ends it, whatever it is doing."""
+
+    @abstractmethod
+    def _send(self, line: bytes) -> None:
+        """Raises OSError where nobody listens any more."""
+
+    @abstractmethod
+    def _how(self) -> str:
+        """How it ended."""
+
+
+class Process(Peer):
+    """Example: Process([python, "-I", "worker.py"], Path("engine.log")).hear(60.0)."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        """Its stderr goes to `log`. Raises UserError if there is no such program."""
+        try:
+            with log.open("ab") as errors:
+                self._popen = subprocess.Popen(
+                    list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+                )
+        except OSError as error:
+            raise UserError("no Python there", where=command[0], why=error.strerror or "", fix=SETUP) from error
+        assert self._popen.stdout is not None
+        super().__init__(cast(BinaryIO, self._popen.stdout), log)
+        self._end = weakref.finalize(self, _kill, self._popen)
 
     def close(self) -> None:
         """Ends it: the end of its stdin first, a kill if that is not heard."""
@@ -80,19 +105,23 @@ class Process:
     def kill(self) -> None:
         self._end()
 
+    def _send(self, line: bytes) -> None:
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(line)
+        self._popen.stdin.flush()
+
     def _how(self) -> str:
-        """How it ended."""
         try:
             code = self._popen.wait(GRACE)
         except subprocess.TimeoutExpired:
             return "it closed its stdout"
-        how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
-        words = last_words(self.log)
-        return f"{how}: {words}" if words else how
+        return f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
 
 
 def last_words(log: Path) -> str:
     """The last line of a log that says what went wrong, without what vLLM puts before it; "" if there is none."""
+    if not log.exists():
+        return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TOLD))
         lines = [_PREFIX.sub("", line).strip() for line in file.read().decode(errors="replace").splitlines()]
@@ -100,9 +129,9 @@ def last_words(log: Path) -> str:
     return ([line for line in errors or lines if line] or [""])[-1][:200]
 
 
-def _listen(stdout: Any, heard: Queue[bytes | None]) -> None:
-    with stdout:
-        for line in stdout:
+def _listen(lines: BinaryIO, heard: Queue[bytes | None]) -> None:
+    with lines, suppress(OSError):
+        for line in lines:
             heard.put(line)
     heard.put(None)
 

@@ -10,6 +10,11 @@ from longtake.errors import UserError
 
 SETUP = "make vllm, then name .venv-vllm/bin/python"
 HEADS = ("CPU attention", "head_size", "head size", "head_dim")
+REACH = {  # what vllm_listen.py says
+    "another run": "wait until that has ended, or start a second vllm_listen.py at another port",
+    "another version": "start the vllm_listen.py of this longtake there",
+    "seen from both": "mount it there under the same name, or name another --out",
+}
 MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "allocate memory", "for kv", "KV cache", "cache blocks")
 
 
@@ -36,6 +41,8 @@ def dead(why: str, log: Path) -> UserError:
 
 def _remedy(said: str, options: Mapping[str, Any]) -> str:
     context = f"--engine.context, now {options['max_model_len']}"
+    if found := [fix for words, fix in REACH.items() if words in said]:
+        return found[0]
     if "architectures" in said:
         return "vLLM does not know this network: --engine.kind local"
     if any(word in said for word in HEADS):

@@ -190,7 +190,8 @@ def refuse_another(
         raise AnotherRun("the folder holds another run", where=str(path), why=f"it is of `{run['stage']}`", fix=fix)
     old, new, own = flat(run["config"]), flat(config), flat(given)
     differ = [key for key in new | old if old.get(key) != new.get(key) and (key in old or key in own)]
-    keys = [key for key in differ if not {key, key.rsplit(".", 1)[-1]} & FREE]
+    free = FREE if new.get("engine.kind") == "remote" else FREE | {"engine.url"}  # of our own model, wherever it runs
+    keys = [key for key in differ if not {key, key.rsplit(".", 1)[-1]} & free]
     if keys:
         shown = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:SHOWN])
         more = f", and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""

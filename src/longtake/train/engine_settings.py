@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from longtake.errors import UserError
 OF_TRAINING = {"cap", "gate"}
 OWN = {  # what each kind reads beside `kind`
     "local": set[str](),
-    "vllm": {"python", "context", "memory", "patience"} | OF_TRAINING,
+    "vllm": {"python", "url", "context", "memory", "patience"} | OF_TRAINING,
     "sglang": {"url", "patience"} | OF_TRAINING,
     "remote": {"url", "key_file", "max_pixels", "workers", "retries", "timeout"},
 }
@@ -40,7 +41,10 @@ class Engine(Settings):
     gate: float = Field(
         0.05, gt=0, description="nats by which a token's log-probabilities may differ before the first step"
     )
-    url: str | None = Field(None, description="sglang: of its server; remote: of the endpoint, up to and including /v1")
+    url: str | None = Field(
+        None,
+        description="vllm: where vllm_listen.py waits; sglang: of its server; remote: of the endpoint, up to /v1",
+    )
     key_file: Path | None = Field(None, description="remote: file that holds its key (default: none is sent)")
     max_pixels: int = Field(512 * 512, ge=1, description="remote: pixels of a frame that is sent")
     workers: int = Field(8, ge=1, description="remote: requests at once")
@@ -51,8 +55,13 @@ class Engine(Settings):
     def _has_effect(self) -> Engine:
         if idle := sorted(self.model_fields_set - {"kind"} - OWN[self.kind]):
             raise ValueError(f"{', '.join(idle)} has no effect on engine {self.kind}: leave it out, or set kind")
-        if self.kind == "vllm" and self.python is None:
-            raise ValueError("engine vllm needs python: the one of its environment, as .venv-vllm/bin/python")
+        if self.kind == "vllm" and (self.python is None) == (self.url is None):
+            raise ValueError(
+                "engine vllm needs either python, the one of its environment, as .venv-vllm/bin/python, or url, where "
+                "vllm_listen.py waits, as tcp://gpu-1:7000"
+            )
+        if self.kind == "vllm" and self.url is not None and not re.fullmatch(r"tcp://[^/:]+:\d{1,5}", self.url):
+            raise ValueError(f"engine vllm's url is like tcp://gpu-1:7000, got {self.url!r}")
         if self.kind in ("sglang", "remote") and not (self.url or "").startswith(("http://", "https://")):
             example = "http://localhost:8000/v1" if self.kind == "remote" else "http://localhost:30000"
             raise ValueError(f"engine {self.kind} needs url, as {example}, got {self.url!r}")

@@ -112,8 +112,9 @@ def vllm_of(
     settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log
 ) -> Iterator[VllmEngine]:
     """vLLM with the weights of the model that looks at `films`, until the block ends. Raises UserError."""
-    assert settings.python is not None
-    place = Place(settings.python, folder, context=settings.context, memory=settings.memory, patience=settings.patience)
+    worker = settings.python or settings.url
+    assert worker is not None
+    place = Place(worker, folder, context=settings.context, memory=settings.memory, patience=settings.patience)
     with log.phase("engine"):
         engine = VllmEngine.open(films.model, place, films.features, weights, log.note)
     with engine:
