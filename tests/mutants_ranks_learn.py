@@ -13,7 +13,10 @@ ROWS = "train/test_ranks_rows.py::test_"
 LOCAL = "engines/test_local_ranks.py::test_"
 ANSWERED = f"{LOCAL}answers_are_those_of_one_rank[full-5-3-2]"
 ROLLED = f"{LOCAL}prefills_are_kept_where_they_were_made[full-2-1000000]"
+OUTSIDE = "train/test_outside_ranks.py"
+SETTLED = f"{OUTSIDE}::test_all_ranks_have_what_one_has[full"
 TESTS = {  # those of files that one rank has as well are named with the breaks
+    "engines/for_all.py": (OUTSIDE,),
     "train/degree.py": ("train/test_degree.py",),
     "train/ranks_settings.py": ("train/test_ranks_settings.py",),
     "train/rollout.py": ASKED,
@@ -155,4 +158,27 @@ SETTINGS = breaks(
     ("films.attention = self.sequence, self.attention", 'films.attention = self.sequence, "gather"', "always gathered"),
 )
 
-MUTANTS = LEARNING + SCORED + ANSWERS + DEGREE + SETTINGS
+DISTANT = (
+    breaks(
+        "engines/for_all.py",
+        ("            raise trouble", "            pass", "what is wrong is not heard"),
+        tests=(f"{OUTSIDE}::test_what_it_refuses_is_heard_by_all",),
+    )
+    + breaks(
+        "engines/for_all.py",
+        (
+            "        with whole(model.layers):\n            self._led(load)",
+            "        self._led(load)",
+            "a share goes for all",
+        ),
+        tests=(f"{SETTLED}-2-1-True]",),
+    )
+    + breaks(
+        "train/outside.py",
+        ("if made is not None", "", "every rank settles all answers, on prefills that it has not"),
+        ("local.ranks.data.gather(own)", "[own]", "what others settled is lost"),
+        tests=(f"{SETTLED}-2-1-False]",),
+    )
+)
+
+MUTANTS = LEARNING + SCORED + ANSWERS + DEGREE + SETTINGS + DISTANT

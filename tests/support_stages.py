@@ -109,13 +109,15 @@ def _one_process(trial: Trial) -> Iterator[None]:
     """vLLM is started once for all runs of a trial: each gives it its own weights and features."""
 
     @contextmanager
-    def vllm_of(settings: Engine, films: Any, weights: str, folder: Path, log: Any) -> Iterator[VllmEngine]:
+    def vllm_of(
+        settings: Engine, films: Any, weights: str, folder: Path, log: Any, features: Any
+    ) -> Iterator[VllmEngine]:
         trial.number += 1
         version = f"{trial.number}: {weights}"
         if trial.live is None:
             place = Place(trial.python or Path(), trial.folder, context=settings.context, memory=settings.memory)
-            trial.live = VllmEngine.open(films.model, place, films.features, version)
-        trial.live.link.features = films.features
+            trial.live = VllmEngine.open(films.model, place, features, version)
+        trial.live.link.features = features
         trial.live.load(films.model, version)
         yield trial.live
 

@@ -15,6 +15,7 @@ from longtake.parallel import ranks as parallel
 from longtake.parallel.axis import Axis
 from longtake.train import degree
 from longtake.train.adapter_settings import Adapter
+from longtake.train.engine_settings import Engine
 from longtake.train.ranks_settings import Ranks
 
 MOST_LINES = 6
@@ -50,6 +51,16 @@ def test_attention_of_a_prefix_that_nobody_shares() -> None:
     assert "--ranks.attention" in text
     Ranks(sequence=2, attention="ulysses").check(2)
     Ranks(attention="ulysses").check(2)  # as many as the longest prompt asks for
+
+
+def test_an_endpoint_is_asked_without_ranks_and_one_process_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "here", lambda: Axis(0, 2))
+    remote = Engine(kind="remote", url="http://x/v1")
+    refused("an endpoint for several ranks", remote.found)
+    Engine(kind="vllm", url="tcp://gpu:7000").found()
+    Engine(kind="sglang", url="http://gpu:30000").found()
+    monkeypatch.setattr(parallel, "here", lambda: Axis(0, 1))
+    remote.found()
 
 
 def test_films_hear_how_they_are_shared() -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+# what torchrun says to a rank, which this process is not, whoever started it
+RANKS = ("RANK", "LOCAL_RANK", "GROUP_", "ROLE_", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 BEAT = 1.0  # seconds between signs of life while requests are computed
 
 
@@ -256,6 +258,8 @@ def main() -> None:
     """`python vllm_worker.py MODEL OPTIONS`, options of vllm.LLM as JSON."""
     pipe = Pipe()
     model, options = sys.argv[1], json.loads(sys.argv[2])
+    for name in [name for name in os.environ if name.startswith(RANKS)]:
+        del os.environ[name]
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: one thing to watch, one to end
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"  # the model is a folder

@@ -63,7 +63,7 @@ def run(config: Config, log: Log) -> dict[str, Any]:
     encode(films, looks, log)
     asked = [draws(look.question, (config.temperature,) * config.answers, config.seed, "parity") for look in looks]
     weights = weights_version(films.model)
-    with vllm_of(config.engine, films, weights, config.out, log) as engine, log.phase("compare"):
+    with vllm_of(config.engine, films, weights, config.out, log, films.features) as engine, log.phase("compare"):
         local = LocalEngine(films.model, films.features, weights)
         found = measure(engine, local, [films.prompt(look) for look in looks], asked, config.max_tokens)
     why = wrong(found, config.engine.gate)

@@ -71,10 +71,10 @@ class Engine(Settings):
         """Raises UserError, before anything takes time, where there is no such Python, and under several ranks."""
         from longtake.parallel.ranks import here
 
-        if self.kind != "local" and here().size > 1:
-            why = "an engine in another process has devices of its own, and would be asked by every rank"
+        if self.kind == "remote" and here().size > 1:
+            why = "an endpoint computes elsewhere: ranks have nothing to share"
             raise UserError(
-                "one engine for several ranks", where="--engine.kind", why=why, fix="start without torchrun"
+                "an endpoint for several ranks", where="--engine.kind", why=why, fix="start without torchrun"
             )
         if self.python is not None and not self.python.is_file():
             fix = "`make vllm` makes .venv-vllm/bin/python"

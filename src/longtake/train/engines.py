@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import cast
 
 from longtake.data.cache import FrameTier, Quarantine
 from longtake.engines.endpoint import Endpoint
+from longtake.engines.for_all import Distant, OneForAll
 from longtake.engines.local import LocalEngine
 from longtake.engines.remote import Remote, read_key
 from longtake.engines.sglang import SglangEngine
@@ -19,6 +20,7 @@ from longtake.protocols import Engine, Model
 from longtake.runtime.films import Films
 from longtake.runtime.load import load_model, weights_version
 from longtake.runtime.onlooker import Onlooker
+from longtake.runtime.rows import FeaturesOf
 from longtake.train import engine_settings
 from longtake.train.context_settings import Context
 from longtake.train.footage import open_films
@@ -95,27 +97,41 @@ def outside_of(settings: engine_settings.Engine, session: Session, log: Log) -> 
 @contextmanager
 def beside_of(
     settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log
-) -> Iterator[VllmEngine | SglangEngine]:
-    """The engine in another process, with these weights."""
-    if settings.kind == "vllm":
-        with vllm_of(settings, films, weights, folder, log) as engine:
+) -> Iterator[Distant]:
+    """The engine in another process, with these weights; one for all ranks."""
+
+    def begin(features: FeaturesOf) -> AbstractContextManager[Distant]:
+        own = vllm_of if settings.kind == "vllm" else sglang_of
+        return own(settings, films, weights, folder, log, features)
+
+    if films.ranks.world.size == 1:
+        with begin(films.features) as engine:
             yield engine
         return
+    with OneForAll.open(films.ranks.world, films.model, films.features, begin) as shared:
+        yield shared
+
+
+@contextmanager
+def sglang_of(
+    settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log, features: FeaturesOf
+) -> Iterator[SglangEngine]:
+    """A server of SGLang with these weights."""
     assert settings.url is not None
     with log.phase("engine"):
-        server = SglangEngine.open(films.model, settings.url, folder, films.features, weights, settings.patience)
+        server = SglangEngine.open(films.model, settings.url, folder, features, weights, settings.patience)
     yield server
 
 
 @contextmanager
 def vllm_of(
-    settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log
+    settings: engine_settings.Engine, films: Films, weights: str, folder: Path, log: Log, features: FeaturesOf
 ) -> Iterator[VllmEngine]:
     """vLLM with the weights of the model that looks at `films`, until the block ends. Raises UserError."""
     worker = settings.python or settings.url
     assert worker is not None
     place = Place(worker, folder, context=settings.context, memory=settings.memory, patience=settings.patience)
     with log.phase("engine"):
-        engine = VllmEngine.open(films.model, place, films.features, weights, log.note)
+        engine = VllmEngine.open(films.model, place, features, weights, log.note)
     with engine:
         yield engine

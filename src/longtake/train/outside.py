@@ -14,29 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from torch import Tensor
 
-from longtake.engines.local import Kept, LocalEngine
+from longtake.engines.for_all import Distant
+from longtake.engines.local import Kept, LocalEngine, Runs
 from longtake.errors import UserError
 from longtake.maths.importance import Mismatch, mismatch
 from longtake.maths.logprob import score_tokens
-from longtake.protocols import Model
-from longtake.records import AnswerRow, Draw, Group, Prompt
+from longtake.parallel.fsdp import whole
+from longtake.records import Answer, AnswerRow, Draw, Group, Prompt
 from longtake.runtime.prefix import Keep, Prefill
 from longtake.train.rows import Item, packed
 from longtake.train.step import Passes, read_out
 
-
-class Distant(Protocol):
-    """An engine in another process (see protocols.Engine)."""
-
-    def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
-        """[N] groups; answer g of prompt n follows draws[n][g]."""
-
-    def load(self, model: Model, version: str) -> None:
-        """The engine answers with these weights from now on; nothing to do if it has this version."""
+Settled = tuple[list[tuple[Answer, ...]], Mismatch]  # the answers of every group, and how far they were apart
 
 
 @dataclass(slots=True)
@@ -64,44 +56,57 @@ class Outside:
         """
         self.engine.load(local.model, local.weights)
         groups = iter(self.engine.generate(prompts, draws, max_tokens))
-        for runs in local.prefills(prompts, draws, keep):
-            here = [(run, made) for run, made in runs if made is not None]  # all of them: one rank alone comes here
-            runs.clear()
-            yield self._kept(local, here, groups, draws[0][0].temperature)
+        batches = local.prefills(prompts, draws, keep)
+        while True:
+            with whole(local.model.layers):
+                if (runs := next(batches, None)) is None:
+                    return
+                kept = self._kept(local, runs, groups, draws[0][0].temperature)
+            yield kept
+            del kept
 
-    def _kept(
-        self, local: LocalEngine, runs: list[tuple[list[Prompt], Prefill]], groups: Iterator[Group], heat: float
-    ) -> list[Kept]:
-        """The next groups, settled on their prefills; empties `runs`, so that nobody but the caller holds these."""
-        kept = [Kept(self.settled(local, [next(groups) for _ in run], heat, made), made) for run, made in runs]
+    def _kept(self, local: LocalEngine, runs: Runs, groups: Iterator[Group], heat: float) -> list[Kept]:
+        """The next groups, settled on their prefills, each by the ranks that have it; empties `runs`, so that nobody
+        but the caller holds these.
+        """
+        asked = [[next(groups) for _ in run] for run, _ in runs]
+        mades = [made for _, made in runs]
         runs.clear()
-        return kept
+        own = [
+            self._settled(local, some, heat, made) for some, made in zip(asked, mades, strict=True) if made is not None
+        ]
+        every = [one for each in local.ranks.data.gather(own) for one in each]
+        return [Kept(self._noted(some, one), made) for some, one, made in zip(asked, every, mades, strict=True)]
 
-    def settled(
-        self, local: LocalEngine, groups: Sequence[Group], heat: float, made: Prefill | None = None
-    ) -> tuple[Group, ...]:
+    def settled(self, local: LocalEngine, groups: Sequence[Group], heat: float) -> tuple[Group, ...]:
         """The groups with the trainer's log-probabilities and importance weights. Raises UserError at the gate."""
+        return self._noted(groups, self._settled(local, groups, heat))
+
+    def _settled(
+        self, local: LocalEngine, groups: Sequence[Group], heat: float, made: Prefill | None = None
+    ) -> Settled:
+        """Answers as the trainer sees them, on their prefill."""
         items = [Item(g.prompt, tuple(a.ids for a in g.answers), tuple(a.logprob for a in g.answers)) for g in groups]
 
         def score(hidden_RE: Tensor, row: AnswerRow) -> Tensor:
             return score_tokens(local.model.head, hidden_RE, row.target_R, temperature=heat).logprob_R
 
         row = packed(local.model, items)
-        logprob_R = read_out(local.model, local.features, row, score, self.passes, made)
+        logprob_R = read_out(local.model, local.features, row, score, self.passes, made, local.ranks)
         found = mismatch(logprob_R, row.weight_R, row.answer_R, self.cap)
+        weights, own = iter(found.weight_A.tolist()), iter(logprob_R.split([len(ids) for i in items for ids in i.ids]))
+        answers = [
+            tuple(replace(a, logprob=tuple(next(own).tolist()), correction=next(weights)) for a in group.answers)
+            for group in groups
+        ]
+        return answers, found
+
+    def _noted(self, groups: Sequence[Group], settled: Settled) -> tuple[Group, ...]:
+        """The groups with these answers. Raises UserError at the gate."""
+        answers, found = settled
         self._pass(found)
         self.seen.append(found)
-        weights, own = iter(found.weight_A.tolist()), iter(logprob_R.split([len(ids) for i in items for ids in i.ids]))
-        return tuple(
-            replace(
-                group,
-                answers=tuple(
-                    replace(answer, logprob=tuple(next(own).tolist()), correction=next(weights))
-                    for answer in group.answers
-                ),
-            )
-            for group in groups
-        )
+        return tuple(replace(group, answers=own) for group, own in zip(groups, answers, strict=True))
 
     def _pass(self, found: Mismatch) -> None:
         """The gate, which the run's first answers go through."""
