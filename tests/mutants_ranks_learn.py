@@ -50,7 +50,7 @@ LEARNING = (
         "train/rows.py",
         ("[ranks.data.index :: ranks.data.size]", "", "the data axis ignored"),
         ("attended()\n    return summed(session, sums)", "attended()\n    return sums", "sums stay local"),
-        ("if session.passes.prefix_gradient in (0, 1) else len(items)", "", "ranks decide what is drawn"),
+        ("[items] if session.passes.prefix_gradient in (0, 1) else films", "[items]", "ranks decide what is drawn"),
         ("session.ranks.world.gather(sums)", "session.ranks.data.gather(sums)", "sums of one rank of a sequence"),
         tests=LEARNED,
     )
@@ -151,9 +151,10 @@ SETTINGS = breaks(
     ("if size == 1 and self.model_fields_set:", "if False:", "settings of nobody"),
     ("and size % self.sequence:", "and size < self.sequence:", "sequences that do not part the world"),
     ('if self.sequence == 1 and "attention"', 'if False and "attention"', "attention over nobody"),
-    ('            if self.weights == "shares":', "            if False:", "shares of an adapter's base"),
+    (' and self.weights == "shares":', ":", "every adapter is refused"),
+    ("if adapter is not None and adapter.kind", "if False and adapter.kind", "shares of an adapter's base"),
     ('(self.weights == "auto" and large', '(self.weights != "shares" and large', "shares where whole was asked for"),
-    ("if world.size > 1 and (", "if (", "shares of one"),
+    (" or world.size == 1:", ":", "shares of one"),
     ("        self.check(films.ranks.world.size)", "        pass", "nothing is refused"),
     ("films.attention = self.sequence, self.attention", 'films.attention = self.sequence, "gather"', "always gathered"),
 )

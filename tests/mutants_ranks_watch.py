@@ -82,7 +82,7 @@ LOG = breaks(
     ("self.stream = spoken if self.leads else Nowhere()", "self.stream = spoken", "every rank speaks"),
     ("self._move(name, self.place[1])", "self._move(name, '')", "an inner phase forgets the row"),
     (
-        '        self._move(*(self._stack[-1][0], self.place[1]) if self._stack else ("", ""))\n',
+        '        self._move(*(self._stack[-1][0], self.place[1]) if self._stack else (f"after phase {name}", ""))\n',
         "",
         "a phase that is over goes on",
     ),

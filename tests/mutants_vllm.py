@@ -62,7 +62,7 @@ REACH = (
     )
     + breaks(
         "engines/vllm_listen.py",
-        ("not self._turn.acquire(timeout=GRACE)", "self._turn.locked()", "two runs at once"),
+        ("not self._turn.acquire(timeout=TURN)", "self._turn.locked()", "two runs at once"),
         tests=(ONE,),
     )
     + breaks(

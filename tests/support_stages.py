@@ -166,7 +166,7 @@ def _asked(trial: Trial) -> dict[str, Any]:
 
 
 def _judging(trial: Trial) -> dict[str, Any]:
-    asked = Judge(url=trial.url, model="judge-1", workers=4, retries=1, timeout=5.0)
+    asked = Judge(url=trial.url, model="judge-1", workers=4, retries=1, timeout=60.0)
     return _asked(trial) | {"judge": asked, "context": judge_settings.Context(kind="none")}
 
 

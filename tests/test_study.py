@@ -286,7 +286,7 @@ def test_a_seed_ends_with_whoever_started_it() -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
         child.stdin.close()
-        assert child.wait(30) == 1
+        assert child.wait(120) == 1
 
 
 def test_every_seed_gets_a_process_and_a_failed_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

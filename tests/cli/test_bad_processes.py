@@ -130,7 +130,7 @@ def test_processes_that_render_end_with_a_killed_parent(tmp_path: Path) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
     assert children
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while any(alive(child) for child in children):
         assert time.monotonic() < deadline, "a process waits for a parent that is gone"
         time.sleep(0.05)
@@ -140,5 +140,5 @@ def alive(number: str) -> bool:
     """Neither gone nor a zombie that nobody has buried."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second: it went while its file was open
         return False

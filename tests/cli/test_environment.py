@@ -25,7 +25,7 @@ def test_the_launcher_sets_what_is_not_set() -> None:
 
 def test_a_restart_happens_once() -> None:
     code = f"import sys; from longtake.cli.environment import restart; restart(sys.orig_argv[1:]); {SHOW}"
-    run = subprocess.run([sys.executable, "-c", code], env={}, check=True, capture_output=True, timeout=30)
+    run = subprocess.run([sys.executable, "-c", code], env={}, check=True, capture_output=True, timeout=120)
     assert environment.BEFORE_START.items() <= json.loads(run.stdout).items()
 
 

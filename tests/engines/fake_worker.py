@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 SECOND_TOO = ("always",)
@@ -111,7 +110,6 @@ def main():
                 misbehave(mode)
             if mode == "beats":
                 for _ in range(5):
-                    time.sleep(0.15)
                     say("beat")
         waiting = []
     note("bye")

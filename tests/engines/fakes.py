@@ -43,7 +43,7 @@ def started_fixture(model, features, tmp_path):
     """Starts a fake in some mode, or through `begin`; all are closed in the end."""
     made = []
 
-    def start(mode="plain", patience=20.0, begin=None):
+    def start(mode="plain", patience=60.0, begin=None):
         def beside(shelf, options, log):
             command = [sys.executable, str(FAKE), mode, str(tmp_path / "life"), str(shelf), json.dumps(options)]
             return Process(command, log)
@@ -64,14 +64,21 @@ def draws(prompts):
     return [[Draw(1.0, 10 * n + 3), Draw(0.0, 10 * n + 2)] for n, _ in enumerate(prompts)]
 
 
-def impatient(engine, said):
-    """Until it dies: to start again takes longer."""
+def impatient(engine, monkeypatch, replies):
+    """After so many replies, and until it is started again: a machine may be slow."""
+    patience, hear, start, heard = engine.link.patience, Link._hear, Link._start, []
 
-    def say(text):
-        said.append(text)
-        engine.link.patience = 20.0
+    def counted(link):
+        heard.append(hear(link))
+        link.patience = 0.6 if len(heard) == replies else patience
+        return heard[-1]
 
-    engine.link.patience, engine.link.say = 0.6, say
+    def patient(link):
+        link.patience = patience
+        start(link)
+
+    monkeypatch.setattr(Link, "_hear", counted)
+    monkeypatch.setattr(Link, "_start", patient)
 
 
 def log(tmp_path):

@@ -22,7 +22,7 @@ from longtake.recipes import difficulty, grpo
 from longtake.train.context_settings import Context
 from longtake.train.engine_settings import Engine
 
-TIMES = {"timeout": 5.0, "retries": 1}
+TIMES = {"timeout": 60.0, "retries": 1}
 
 
 def config(world: World, out: Path, url: str, **changed: Any) -> command.Config:

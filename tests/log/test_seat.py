@@ -158,8 +158,8 @@ def test_the_place_is_phase_and_row_until_the_phase_is_over() -> None:
         with log.phase("prefill"):
             pass
     log.at("row 3")
-    outer, row = "rollout", "question cups-7"
-    assert seen == [(outer, ""), (outer, row), ("prefill", row), (outer, row), ("", ""), ("", "row 3")]
+    outer, row, after = "rollout", "question cups-7", "after phase rollout"
+    assert seen == [(outer, ""), (outer, row), ("prefill", row), (outer, row), (after, ""), (after, "row 3")]
 
 
 def test_the_place_of_a_failure_is_kept() -> None:

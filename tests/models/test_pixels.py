@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.models.tiny import MEAN, PIXELS, STD, film
 from tests.plain import pixels as plain
@@ -75,6 +75,7 @@ def test_fit_with_the_cap_of_qwen_vl_utils(width, height, frames):
 
 @quick
 @given(st.integers(32, 2000), st.integers(32, 2000), frames.map(lambda n: 2 * n), st.integers(1024, 500_000))
+@example(48, 240, 1538, 8192)
 def test_max_pixels_bounds_a_frame(width, height, frames, most):
     wide, high = qwen.fit(width, height, frames, most)
     assert wide % 32 == high % 32 == 0

@@ -110,6 +110,8 @@ def test_where_there_are_signs_of_death_a_shorter_silence_is_enough(sign) -> Non
         f"rank 1 died in phase rollout{AGAIN}",
         1,
     )
+    between = Beat(9, phase="after phase update", row="step 4")
+    assert verdict(seen(told, between, silent=[0.0, LOST + 1]), NOW)[0].startswith("rank 1 died after phase update, at")
     assert seen(told, Beat(9), silent=[0.0, LOST - 1]).lost == []
 
 

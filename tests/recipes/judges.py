@@ -16,6 +16,7 @@ from longtake.train.judge_settings import Context, Judge
 
 ANSWERS = re.compile(r"Answer A:\n(.*?)\n\nAnswer B:\n(.*?)\n\nReason", re.DOTALL)
 TINY = Context(clips=2, clip_frames=4, max_tokens=4)
+PATIENCE = 60.0  # seconds for one request, on a machine that does much else
 
 
 def shown(request: Request) -> tuple[str, str]:
@@ -38,7 +39,7 @@ def fair(request: Request, _: int = 0) -> Reply:
 
 def config(world: World, out: Path, url: str | None = None, **changed: Any) -> judge.Config:
     """Two answers to each of the world's eight questions, judged by the model itself or an endpoint."""
-    asked = Judge(url=url, model="judge-1", workers=4, retries=1, timeout=5.0) if url else Judge(max_tokens=8)
+    asked = Judge(url=url, model="judge-1", workers=4, retries=1, timeout=PATIENCE) if url else Judge(max_tokens=8)
     given = {
         "rows": world.rows("rl"), "model": world.model, "out": out, "max_tokens": 6, "batch": 3, "seed": 4,
         "video": world.video(4), "context": TINY, "judge": asked,

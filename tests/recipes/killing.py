@@ -13,7 +13,7 @@ from typing import Any
 from longtake.config import Settings
 
 PRELOADED = ["torch", "transformers", "longtake.runtime.load", "longtake.engines.local", "longtake.train.session"]
-PATIENCE = 120  # seconds for one process
+PATIENCE = 600  # seconds for one process
 
 
 @dataclass(frozen=True)

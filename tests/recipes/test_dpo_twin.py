@@ -40,10 +40,9 @@ CASES = [("dpo", "lora"), ("dpo", "alora"), ("ipo", "full"), ("simpo", "lora")]
 
 
 @pytest.fixture(autouse=True)
-def exact():
+def exact(one_thread):
     """As in test_twin."""
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)
 

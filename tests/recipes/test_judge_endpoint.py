@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 from tests.endpoint import Reply, Request, endpoint, refuses, says, text_of
-from tests.recipes.judges import TINY, about, config, fair, files, run, shown
+from tests.recipes.judges import PATIENCE, TINY, about, config, fair, files, run, shown
 from tests.recipes.killing import Death, killed
 from tests.world import World, metrics, summary
 
@@ -36,7 +37,14 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_orders_are_asked_and_agree(world: World, tmp_path: Path) -> None:
-    with endpoint(fair) as there:
+    second = Event()
+
+    def meets(request: Request, number: int) -> Reply:
+        """The first waits for another beside it."""
+        second.wait(PATIENCE / 2) if number == 0 else second.set()
+        return fair(request)
+
+    with endpoint(meets) as there:
         done = run(config(world, tmp_path / "run", there.url))
     assert len(there.requests) == VERDICTS
     orders = {shown(request) for request in there.requests}
@@ -182,7 +190,7 @@ def test_failures_may_be_allowed_after_the_fact(world: World, tmp_path: Path) ->
     with endpoint(half) as there:
         with pytest.raises(UserError, match="4 of 16 requests failed"):
             run(config(world, tmp_path / "run", there.url))
-        patient = Judge(url=there.url, model="judge-1", workers=4, retries=0, timeout=5.0, most_failed=0.25)
+        patient = Judge(url=there.url, model="judge-1", workers=4, retries=0, timeout=PATIENCE, most_failed=0.25)
         assert run(config(world, tmp_path / "run", judge=patient))["kept"] == 6
 
 
@@ -200,9 +208,16 @@ def test_an_endpoint_that_is_gone_is_left_alone(world: World, tmp_path: Path, mo
 
 
 def test_silence_is_a_failure(world: World, tmp_path: Path) -> None:
+    over = Event()
+
+    def silent(*_: object) -> Reply:
+        over.wait(PATIENCE)
+        return Reply()
+
     quick = Judge(url="http://x", model="judge-1", workers=16, retries=0, timeout=0.2, most_failed=1.0)
-    with endpoint(lambda *_: Reply(seconds=0.6)) as there:
+    with endpoint(silent) as there:
         done = run(config(world, tmp_path / "run", judge=quick.model_copy(update={"url": there.url})))
+        over.set()
     assert (done["ok"], done["failed"], done["failures"]) == (False, 8, {"timeout": VERDICTS})
 
 

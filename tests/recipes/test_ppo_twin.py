@@ -37,10 +37,9 @@ STEPS, GROUP, TOKENS, HEAT = 2, 2, 6, 0.7
 
 
 @pytest.fixture(autouse=True)
-def exact():
+def exact(one_thread):
     """As in test_twin."""
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)
 

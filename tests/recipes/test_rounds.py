@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tests.endpoint import Endpoint, endpoint, says
-from tests.recipes.judges import TINY, fair
+from tests.recipes.judges import PATIENCE, TINY, fair
 from tests.recipes.killing import Death, killed
 from tests.world import World, metrics, silent, summary
 
@@ -50,7 +50,7 @@ def config(world: World, out: Path, url: str, **changed: Any) -> rounds.Config:
     given = {
         "rows": world.rows("rl"), "model": world.model, "out": out, "rounds": ROUNDS, "max_tokens": 6, "batch": 2,
         "epochs": 1.0, "held_out": 0.0, "seed": 4, "video": world.video(4), "context": TINY,
-        "judge": Judge(url=url, model="judge-1", workers=2, retries=1, timeout=5.0),
+        "judge": Judge(url=url, model="judge-1", workers=2, retries=1, timeout=PATIENCE),
         "optim": Optim(lr=0.02, warmup=0), "adapter": Adapter(rank=4, alpha=8.0),
     }  # fmt: skip
     return rounds.Config(**given | changed)

@@ -37,10 +37,9 @@ EXACT = 1e-10
 
 
 @pytest.fixture(autouse=True)
-def exact():
+def exact(one_thread):
     """Rewards and draws in float64 too."""
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)
 

@@ -37,9 +37,8 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def exact() -> Iterator[None]:
+def exact(one_thread: None) -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)
 

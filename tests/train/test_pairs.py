@@ -275,14 +275,12 @@ def test_pairs_on_one_film_are_neighbours(model: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora"], indirect=True)
-def test_gradients_through_prefixes_are_drawn_by_the_first_prompt_of_a_row(
-    model: Any, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_through_prefixes_are_drawn_by_film(model: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scales: list[float] = []
     real = rows.backward
     monkeypatch.setattr(rows, "backward", lambda *given: scales.append(given[-2]) or real(*given))
     run = session(model, Passes(prefix_gradient=0.5, seed=6))
     run.progress = Progress(step=7)
     backward_items(run, items(run, scored=False), GOALS["dpo"], 1)
-    assert scales == [run.passes.scale(7, str(number)) for number in range(len(ASKED))]
+    assert scales == [run.passes.scale(7, film or str(number)) for number, (film, *_) in enumerate(ASKED)]
     assert {*scales} == {0.0, 2.0}

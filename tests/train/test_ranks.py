@@ -61,9 +61,10 @@ CASES = {
     "pairs": Case("full", DPO, Passes("attention", 9, tile=8), 60),
     "scalars": Case("full", SCORES, Passes("host", 7), 90),
     "some prefixes": Case("full", XENT, HALF, 1),
-    "drawn by row": Case("full", XENT, HALF),
+    "drawn by film": Case("full", XENT, HALF),
     "one row": Case("full", DPO, Passes("attention", 1), stop=1),
     "answers of one token": Case("full", XENT, Passes("graph", 1), start=4, stop=5),
+    "no layer": Case("full", XENT, Passes("graph", 1, prefix_gradient=0.0), start=4, stop=5),
     "lora": Case("lora", CLIPPED, Passes("layers", 4), 120),
     "lora's scalars": Case("lora", SCORES, Passes("graph", MANY)),
     "alora": Case("alora", XENT, Passes("graph", 5)),
@@ -72,6 +73,7 @@ CASES = {
 SHARED = {  # with weights in shares: the ways, a rank without a row, a prefix without a backward
     **{name: CASES[name] for name in ("cross entropy", "tiles", "scalars", "some prefixes", "one row")},
     "one token in shares": CASES["answers of one token"],
+    "no layer in shares": CASES["no layer"],
 }
 
 
@@ -175,8 +177,8 @@ def test_ranks_learn_what_one_learns(runs: dict[str, Any], size: int) -> None:
 
 
 def test_some_prefixes_have_a_backward() -> None:
-    """Or the case above would try nothing; the draw is of a row's first prompt."""
-    assert {HALF.scale(0, str(n)) for n in range(len(ASKED))} == {0.0, 2.0}
+    """Or the cases above would try nothing; the draw is of a film, or of a question without one."""
+    assert {HALF.scale(0, film or str(n)) for n, (film, *_) in enumerate(ASKED)} == {0.0, 2.0}
 
 
 def in_shares(world: Any, runs: dict[str, Any], want: dict[str, Learned], cases: dict[str, Case]) -> int:

@@ -101,8 +101,10 @@ def test_large_weights_are_in_shares_and_it_is_said(shared: Any) -> None:
 def test_an_adapters_base_is_not_in_shares(shared: Any) -> None:
     for adapter in (Adapter(kind="lora"), Adapter(kind="alora")):
         assert shared(Ranks(), adapter, 4, large=True) == ([], "")
-        text = refused("these weights stay whole", shared, Ranks(weights="shares"), adapter, 4)
+        text = refused("these weights stay whole", Ranks(weights="shares").check, 4, adapter)
         assert "why: a LoRA keeps its base whole on every rank" in text
-    text = refused("these weights stay whole", shared, Ranks(weights="shares"), Adapter(quantize="nf4"), 4)
+    text = refused("these weights stay whole", Ranks(weights="shares").check, 4, Adapter(quantize="nf4"))
     assert "four-bit weights are not gathered" in text
     assert "--adapter.kind full" in text
+    Ranks(weights="shares").check(4, Adapter(kind="full"))
+    Ranks(weights="whole").check(4, Adapter(kind="lora"))

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
-GRACE = 5.0  # seconds for a worker to end, and to wait for the one before
+GRACE = 5.0  # seconds for a worker to end by itself
+TURN = 60.0  # seconds to wait for the one before, which may have much memory to give back
 LOOK = 200  # milliseconds between looks at a worker
 ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a machine that is gone is noticed in a minute
 
@@ -52,7 +53,7 @@ class Listener:
         with link, suppress(OSError):
             first = _first(link)
             trouble = self._trouble(first)
-            if not trouble and not self._turn.acquire(timeout=GRACE):
+            if not trouble and not self._turn.acquire(timeout=TURN):
                 trouble = "it answers another run"
             if trouble:
                 _say(link, "failed", kind="", why=trouble)
@@ -64,6 +65,9 @@ class Listener:
                 self._turn.release()
             _note(f"{peer}: {how}")
             _say(link, "ended", how=how)
+            link.shutdown(socket.SHUT_WR)
+            while link.recv(65536):  # else what is unread would cut off what was said
+                pass
 
     def _trouble(self, first: dict[str, Any]) -> str:
         """Why it cannot work for this one; "" if it can."""
@@ -86,7 +90,7 @@ class Listener:
         while child.poll() is None and not poll.poll(LOOK):
             pass
         with suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE / 5)
+            child.wait(GRACE)
         alone = child.poll() is not None
         child.kill()
         code = child.wait()

@@ -97,7 +97,7 @@ class Log(Seat):
             self._stack.pop()
             if self._stack:
                 self._stack[-1] = (self._stack[-1][0], now)
-        self._move(*(self._stack[-1][0], self.place[1]) if self._stack else ("", ""))
+        self._move(*(self._stack[-1][0], self.place[1]) if self._stack else (f"after phase {name}", ""))
 
     def _count(self, now: float) -> None:
         name, since = self._stack[-1]

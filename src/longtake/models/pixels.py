@@ -60,13 +60,10 @@ class Pixels:
         if self.cap_pixels_per_frame:
             share = min(self.max_video_tokens * self.factor**2, self.longest_edge // frames)
             most = max(share, int(self.shortest_edge * 1.05)) * frames
-        if max_pixels is not None:
-            most = min(most, max_pixels * frames)
         wide, high = self._resize(width, height, frames, self.shortest_edge, most)
-        if (
-            max_pixels is not None and wide * high > max_pixels
-        ):  # the processor's least size yields to the caller's limit
-            wide, high = self._resize(width, height, frames, 0, most)
+        for least in (self.shortest_edge, 0):  # the processor's least size yields to the caller's limit
+            if max_pixels is not None and wide * high > max_pixels:
+                wide, high = self._resize(width, height, frames, least, min(most, max_pixels * frames))
         return wide, high
 
     def _check(self, width: int, height: int, max_pixels: int | None) -> None:

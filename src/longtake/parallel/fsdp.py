@@ -14,9 +14,10 @@ divided. All of it does nothing to a model that is not shared out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +53,7 @@ class _Shares:
     root: Unit  # of all units: they use one another's buffers
     rest: Unit  # all that learns beside the layers
     layers: list[Unit]
-    others: list[nn.Parameter]  # the weights of `rest`
+    weights: list[nn.Parameter]  # all that learn, as shares: those of `rest`, then the layers'
     touched: set[int] = field(default_factory=set)  # which of them got a gradient on this rank
     learns: bool = False
 
@@ -63,7 +64,7 @@ class _Shares:
 
     def release(self, unit: Unit) -> None:
         """Sums its gradients over the ranks (zeros where there are none); its weights are shares again."""
-        for p in _beside(unit, self.layers if unit is self.rest else ()):
+        for p in _own(unit, self.rest, self.layers):
             if p.grad is None:
                 p.grad = p.new_zeros(()).expand_as(p)
         self._end()  # first all of them in the dtype of the sum
@@ -73,7 +74,7 @@ class _Shares:
     def _end(self) -> None:
         """The end of a backward, when FSDP does with the gradients of every unit what it is told to."""
         with torch.enable_grad():
-            self.root(torch.zeros((), device=self.others[0].device, requires_grad=True)).backward()
+            self.root(torch.zeros((), device=self.weights[0].device, requires_grad=True)).backward()
 
     def pass_by(self, *, back: bool) -> None:
         for layer in reversed(self.layers) if back else self.layers:
@@ -106,18 +107,24 @@ def shard(modules: Sequence[nn.Module], layers: nn.ModuleList, axis: Axis) -> No
         unit.set_force_sum_reduction_for_comms(True)
         unit.set_modules_to_backward_prefetch([unit])  # none: after a layer anything may come
     root(torch.zeros(()))  # the first call says who is root
-    made = _Shares(axis, root, rest, units, _beside(rest, units))
+    made = _Shares(axis, root, rest, units, [p for unit in (rest, *units) for p in _own(unit, rest, units)])
     for layer in units:
         layer.shares = made
-    rest.unshard()
-    for number, p in enumerate(_beside(rest, units)):
-        p.register_post_accumulate_grad_hook(lambda _, number=number: made.touched.add(number))
-    rest.reshard()
+    numbers = count()
+
+    def note(number: int) -> Callable[[Tensor], None]:
+        return lambda _: made.touched.add(number)
+
+    for unit in (rest, *units):
+        unit.unshard()
+        for p in _own(unit, rest, units):
+            p.register_post_accumulate_grad_hook(note(next(numbers)))
+        unit.reshard()
 
 
-def _beside(unit: Unit, layers: Sequence[Unit]) -> list[nn.Parameter]:
-    """What learns in it, but not in the layers."""
-    inside = {p for layer in layers for p in layer.parameters()}
+def _own(unit: Unit, rest: Unit, layers: Sequence[Unit]) -> list[nn.Parameter]:
+    """What learns in it; in `rest`, but not in the layers."""
+    inside = {p for layer in layers for p in layer.parameters()} if unit is rest else set()
     return [p for p in unit.parameters() if p.requires_grad and p not in inside]
 
 
@@ -160,7 +167,7 @@ def learning(layers: nn.ModuleList) -> Iterator[None]:
     if shares is None:
         yield
         return
-    before = [p.grad for p in shares.others]
+    before = [p.grad for p in shares.weights]
     shares.touched.clear()
     shares.learns = True
     shares.grasp(shares.rest)
@@ -168,7 +175,7 @@ def learning(layers: nn.ModuleList) -> Iterator[None]:
     shares.release(shares.rest)
     shares.learns = False
     touched = set[int]().union(*shares.axis.gather(shares.touched))
-    for number, p in enumerate(shares.others):
+    for number, p in enumerate(shares.weights):
         if number not in touched:  # zeros would let AdamW move it
             p.grad = before[number]
 

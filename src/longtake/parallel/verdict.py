@@ -36,8 +36,9 @@ class Beat:
         return asdict(self)
 
     def where(self) -> str:
-        """' in phase rollout, at question cups-7'; "" before any phase."""
-        phase = f" in phase {self.phase}" if self.phase else ""
+        """' in phase rollout, at question cups-7'; ' after phase rollout' between two; "" before any phase."""
+        within = self.phase and not self.phase.startswith("after ")
+        phase = f" in phase {self.phase}" if within else f" {self.phase}".rstrip()
         return phase + (f", at {self.row}" if self.row else "")
 
 

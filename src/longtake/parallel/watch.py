@@ -120,7 +120,7 @@ class Watch:
         """Beat, hear the others, and end the process if it is time; True if all is well and over."""
         now = time.monotonic()
         if now - self._looked > GRACE + BEAT:  # this process itself was asleep: nobody is to blame
-            self._heard = [now] * self.size
+            self._heard, self._trouble = [now] * self.size, self._trouble and now
         self._looked = now
         if self._say() == DONE:
             return True

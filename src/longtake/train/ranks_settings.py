@@ -30,8 +30,10 @@ class Ranks(Settings):
         "auto", description="of full fine-tuning: on every rank, or a share on each (FSDP2); auto: shares if large"
     )
 
-    def check(self, size: int) -> None:
-        """Raises UserError for what `size` ranks cannot do, or one would ignore."""
+    def check(self, size: int, adapter: Adapter | None = None) -> None:
+        """Raises UserError for what `size` ranks cannot do, or one would ignore; and for shares of an adapter's model:
+        what it trains is small, and the rest is whole on every rank.
+        """
         if size == 1 and self.model_fields_set:
             name = option(f"ranks.{min(self.model_fields_set)}")
             raise UserError("one rank shares with nobody", where=name, fix="start torchrun, or leave it out")
@@ -41,25 +43,22 @@ class Ranks(Settings):
             raise UserError(what, where=option("ranks.sequence"), fix=f"one of {fits}")
         if self.sequence == 1 and "attention" in self.model_fields_set:
             raise UserError("no prefix is shared", where=option("ranks.attention"), fix="leave it out")
+        if adapter is not None and adapter.kind != "full" and self.weights == "shares":
+            four = "four-bit weights are not gathered, and " if adapter.quantize else ""
+            why = f"{four}a LoRA keeps its base whole on every rank"
+            fix = "leave it out, or --adapter.kind full"
+            raise UserError("these weights stay whole", where=option("ranks.weights"), why=why, fix=fix)
 
     def share_weights(self, model: Model, adapter: Adapter, log: Log) -> None:
-        """Puts the weights of full fine-tuning in shares where that is asked for, or they are large.
-
-        Raises UserError for an adapter: what it trains is small, and the rest is whole on every rank.
-        """
+        """Puts the weights of full fine-tuning in shares where that is asked for, or they are large."""
         from longtake.parallel.fsdp import shard
         from longtake.parallel.ranks import here
         from longtake.train.degree import large
 
         world = here()
-        if adapter.kind != "full":
-            if self.weights == "shares":
-                four = "four-bit weights are not gathered, and " if adapter.quantize else ""
-                why = f"{four}a LoRA keeps its base whole on every rank"
-                fix = "leave it out, or --adapter.kind full"
-                raise UserError("these weights stay whole", where=option("ranks.weights"), why=why, fix=fix)
+        if adapter.kind != "full" or world.size == 1:
             return
-        if world.size > 1 and (self.weights == "shares" or (self.weights == "auto" and large(model))):
+        if self.weights == "shares" or (self.weights == "auto" and large(model)):
             shard([model.net], model.layers, world)
             log.note(f"weights, gradients and optimizer are in {world.size} shares (FSDP2)")
 

@@ -57,7 +57,7 @@ def backward_items(session: Session, items: Sequence[Item], objective: Goal, row
         attended = rows_of_others(session, objective, len(mine))
         for run in mine:
             session.at(f"question {run[0].prompt.id}")
-            scale = session.passes.scale(session.progress.step, run[0].prompt.id)
+            scale = session.passes.scale(session.progress.step, run[0].prompt.prefix)
             row, made = packed(model, run), _kept(session, run)
             sums += backward(model, features, row, objective, session.passes, made, scale, ranks)
         attended()
@@ -101,13 +101,17 @@ def read_items(
 
 
 def _runs(session: Session, items: Sequence[Item], row_tokens: int) -> list[list[Item]]:
-    """Items that share a row: one film's where the run keeps prefixes; something for every sequence of ranks, but the
-    rows of one rank where gradients through these are drawn by row.
+    """Items that share a row: one film's where the run keeps prefixes, or draws which of them have a gradient;
+    something for every sequence of ranks.
     """
+    films = [list(run) for _, run in groupby(items, lambda item: item.prompt.prefix)]
     if session.prefixes is not None:
-        return [list(run) for _, run in groupby(items, lambda item: item.prompt.prefix)]
-    most = -(-len(items) // session.ranks.data.size) if session.passes.prefix_gradient in (0, 1) else len(items)
-    return list(chunks(items, lambda item: len(item.prompt.ids), row_tokens, most, _of_one_film))
+        return films
+    most = -(-len(items) // session.ranks.data.size)
+    alike = [items] if session.passes.prefix_gradient in (0, 1) else films
+    return [
+        run for own in alike for run in chunks(own, lambda item: len(item.prompt.ids), row_tokens, most, _of_one_film)
+    ]
 
 
 def _of_one_film(one: Item, other: Item) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ class Session:
     bad: int = 0  # optimizer steps in a row without a finite gradient
     checked: bool = False  # the fast path against the plain one, on this run's data
     at: Callable[[str], None] = lambda row: None  # is told which question is at work
+    phase: Callable[[str], AbstractContextManager[object]] = nullcontext  # counts seconds under a name
 
     @property
     def ranks(self) -> Ranks:
@@ -83,11 +85,13 @@ class Session:
     def checkpoint(self) -> Path:
         """Writes where the run stands; the one before is dropped once this one is whole."""
         folder = self.folder / "checkpoints"
-        return resume.save(folder, self.progress, self.model, self.optimizer, world=self.ranks.world)
+        with self.phase("save"):
+            return resume.save(folder, self.progress, self.model, self.optimizer, world=self.ranks.world)
 
     def finish(self) -> Path:
         """The trained model in folder/model, without optimizer state; checkpoints stay until the next run."""
-        return resume.save_model(self.folder / "model", self.model, self.ranks.world)
+        with self.phase("save"):
+            return resume.save_model(self.folder / "model", self.model, self.ranks.world)
 
 
 class Trains(Protocol):
@@ -138,26 +142,26 @@ def open_session(
         why = "an adapter's folder holds the decoder's LoRA, the trained tower would be lost"
         fix = "--adapter.kind full, or leave --train-vision out"
         raise UserError("the vision tower cannot be trained beside an adapter", why=why, fix=fix)
-    config.ranks.check(here().size)
+    config.ranks.check(here().size, own)
     with log.phase("load"):
         model = _model(found[1] if found else None, config)
-    if not scalar:
-        no_head(model.heads.get(NAME), config.model)
-    prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
-    if dress is not None:
-        dress(model, found[1] if found else None)
-    for part in model.tower.parameters():
-        part.requires_grad_(train_vision)
-    way = passes(config.memory, config.prefix_gradient, config.seed, model, log)
-    if way.keep != "graph" or not way.prefix_gradient or own.kind == "alora":  # a graph holds all as it is
-        tile(pointwise(model.layers, model.norm), config.memory.tile)
-    config.ranks.share_weights(model, own, log)
-    modules = (model.net, *model.heads.values())
-    params = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
-    if found:
-        resume.load_optimizer(found[1], optimizer)
-        log.note(f"goes on from step {progress.step}")
+        if not scalar:
+            no_head(model.heads.get(NAME), config.model)
+        prepare(model, own.kind, own.rank, own.alpha, own.targets, config.seed)
+        if dress is not None:
+            dress(model, found[1] if found else None)
+        for part in model.tower.parameters():
+            part.requires_grad_(train_vision)
+        way = passes(config.memory, config.prefix_gradient, config.seed, model, log)
+        if way.keep != "graph" or not way.prefix_gradient or own.kind == "alora":  # a graph holds all as it is
+            tile(pointwise(model.layers, model.norm), config.memory.tile)
+        config.ranks.share_weights(model, own, log)
+        modules = (model.net, *model.heads.values())
+        params = [p for module in modules for p in module.parameters() if p.requires_grad]
+        optimizer = adamw(params, optim.lr, optim.betas, optim.weight_decay)
+        if found:
+            resume.load_optimizer(found[1], optimizer)
+            log.note(f"goes on from step {progress.step}")
     lost = log.cut_after(progress.step)
     if lost and not found:
         log.note(f"begins again at step 1: {lost} steps were made but no checkpoint is in {folder / 'checkpoints'}")
@@ -166,7 +170,8 @@ def open_session(
     films = open_films(model, config.video, folder, frozen=not train_vision)
     config.context.onto(films)
     config.ranks.onto(films)
-    return Session(model, films, optimizer, params, progress, folder, way, _prefixes(config, log), at=log.at)
+    shelf = _prefixes(config, log)
+    return Session(model, films, optimizer, params, progress, folder, way, shelf, at=log.at, phase=log.phase)
 
 
 def _prefixes(config: Trains, log: Log) -> PrefixCache | None:
