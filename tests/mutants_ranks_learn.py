@@ -151,7 +151,6 @@ SETTINGS = breaks(
     ("if size == 1 and self.model_fields_set:", "if False:", "settings of nobody"),
     ("and size % self.sequence:", "and size < self.sequence:", "sequences that do not part the world"),
     ('if self.sequence == 1 and "attention"', 'if False and "attention"', "attention over nobody"),
-    (' and self.weights == "shares":', ":", "every adapter is refused"),
     ("if adapter is not None and adapter.kind", "if False and adapter.kind", "shares of an adapter's base"),
     ('(self.weights == "auto" and large', '(self.weights != "shares" and large', "shares where whole was asked for"),
     (" or world.size == 1:", ":", "shares of one"),

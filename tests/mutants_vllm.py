@@ -67,7 +67,7 @@ REACH = (
     )
     + breaks(
         "engines/vllm_listen.py",
-        ('if first["worker"] !=', 'if "" ==', "a worker of any version"),
+        ('if first.get("worker") !=', 'if "" ==', "a worker of any version"),
         ("if not os.path.isdir(folder):", "if False:", "a folder that is not seen"),
         tests=(SEEN,),
     )

@@ -128,9 +128,14 @@ def failing(world: Any, made: Any, trouble: str) -> list[Any]:
         finally:
             started[0].closed = True
 
+    def features(handles: Any) -> Any:
+        if trouble == "features":
+            raise UserError("features disappear")
+        return [films[one] for one in handles]
+
     said = ""
     try:
-        with OneForAll.open(world, model, lambda handles: [films[one] for one in handles], begin) as engine:
+        with OneForAll.open(world, model, features, begin) as engine:
             engine.load(model, "v1")
             engine.generate(prompts, DRAWS, 3)
     except UserError as error:
@@ -140,6 +145,7 @@ def failing(world: Any, made: Any, trouble: str) -> list[Any]:
 
 @pytest.mark.parametrize(("trouble", "words", "there"), [
     ("start", "it does not start", 0), ("load", "it does not take them", 1), ("generate", "it is gone", 1),
+    ("features", "features disappear", 1),
 ])  # fmt: skip
 def test_what_it_refuses_is_heard_by_all(made: Any, trouble: str, words: str, there: int) -> None:
     first, second = run(2, failing, made, trouble)

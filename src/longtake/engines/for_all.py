@@ -8,7 +8,7 @@ N questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
 
 from longtake.errors import UserError
@@ -92,7 +92,8 @@ class OneForAll:
             except UserError as error:
                 trouble = error
         while (said := self._world.first((NOBODY, found, trouble)))[0] is not None:
-            self._features(said[0])
+            with suppress(UserError):  # the first rank has met it too, and tells it when its work has ended
+                self._features(said[0])
         _, found, trouble = said
         if trouble is not None:
             raise trouble

@@ -73,11 +73,13 @@ class Listener:
         """Why it cannot work for this one; "" if it can."""
         if first.get("op") != "open":
             return "it waits for a run of longtake"
-        if first["worker"] != hashlib.blake2b(WORKER.read_bytes()).hexdigest():
+        if first.get("worker") != hashlib.blake2b(WORKER.read_bytes()).hexdigest():
             return f"{WORKER} is of another version of longtake"
         for folder in (first["model"], os.path.dirname(first["log"])):
             if not os.path.isdir(folder):
                 return f"there is no {folder} on its machine: the run's folder must be seen from both"
+        if not os.access(os.path.dirname(first["log"]), os.W_OK):
+            return f"it may not write {first['log']}"
         return ""
 
     def _attend(self, link: socket.socket, first: dict[str, Any]) -> str:
