@@ -88,7 +88,8 @@ def test_it_answers_as_one_beside_us_does(started, listening, model, prompts, tm
 
 
 @pytest.mark.parametrize(("mode", "why"), [
-    ("dies 2", "it was ended by SIGKILL"), ("exits 2", "it ended with code 7"), ("hangs 2", "said nothing for 0.6 s"),
+    ("dies 2", "it was ended by SIGKILL"), ("hangs 2", "said nothing for 0.6 s"),
+    ("exits 2", "it ended with code 7: RuntimeError: out of memory"),
 ])  # fmt: skip
 def test_a_death_loses_nothing(started, listening, prompts, tmp_path, monkeypatch, mode, why):
     want = started()[0].generate(prompts, draws(prompts), 3)
@@ -119,6 +120,11 @@ def test_it_is_ended_with_whoever_waited(started, listening, prompts, tmp_path):
     with refused("no worker of vLLM listens there", url, "refused", "vllm_listen.py HOST:PORT"):
         engine.generate(prompts, draws(prompts), 3)
     assert "it hung up" in said[1]
+
+
+def test_a_port_that_cannot_be(started):
+    with refused("no worker of vLLM listens there", "tcp://gpu:99999", "out of range"):
+        started(begin=worker_at("tcp://gpu:99999"))
 
 
 def test_one_run_at_a_time(started, listening, prompts):

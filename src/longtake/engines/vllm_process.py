@@ -51,14 +51,18 @@ class Peer(ABC):
         except Empty:
             raise Gone(f"it said nothing for {seconds:g} s") from None
         if line is None:
-            words = last_words(self.log)
-            raise Gone(f"{self._how()}: {words}" if words else self._how())
+            raise self._gone(self._how())
         try:
             message: dict[str, Any] = json.loads(line)
             message["op"]
         except (ValueError, KeyError, TypeError):
             raise Gone(f"it says what is no message: {line[:80]!r}") from None
         return message
+
+    def _gone(self, how: str) -> Gone:
+        """How it ended, and what it said last."""
+        words = last_words(self.log)
+        return Gone(f"{how}: {words}" if words else how)
 
     @abstractmethod
     def close(self) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from longtake import engines
 from longtake.engines.vllm_link import Begin
-from longtake.engines.vllm_process import GRACE, Gone, Peer, Process
+from longtake.engines.vllm_process import GRACE, Peer, Process
 from longtake.errors import UserError
 
 WORKER = Path(str(engines.__file__)).with_name("vllm_worker.py")
@@ -41,13 +41,16 @@ class Connection(Peer):
 
     def __init__(self, url: str, shelf: Path, options: Mapping[str, Any], log: Path) -> None:
         """It writes `log` and reads `shelf` under the same names. Raises UserError if nobody listens."""
-        address = urlsplit(url)
         try:
+            address = urlsplit(url)
             self._socket = socket.create_connection((address.hostname, address.port), timeout=GRACE)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             fix = f"start it there, with the Python that has vLLM: python {LISTENER.name} HOST:PORT (docs/vllm.md)"
             raise UserError(
-                "no worker of vLLM listens there", where=url, why=error.strerror or str(error), fix=fix
+                "no worker of vLLM listens there",
+                where=url,
+                why=getattr(error, "strerror", None) or str(error),
+                fix=fix,
             ) from error
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -59,7 +62,7 @@ class Connection(Peer):
         """As every peer; the one between us tells how the worker ended."""
         message = super().hear(seconds)
         if message["op"] == "ended":
-            raise Gone(message["how"])
+            raise self._gone(message["how"])
         return message
 
     def close(self) -> None:
