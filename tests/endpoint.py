@@ -97,6 +97,22 @@ def endpoint(answer: Answer) -> Iterator[Endpoint]:
         thread.join()
 
 
+@contextmanager
+def silent() -> Iterator[Endpoint]:
+    """An endpoint that answers nobody for as long as it is there."""
+    over = threading.Event()
+
+    def waits(*_: object) -> Reply:
+        over.wait()
+        return Reply()
+
+    with endpoint(waits) as there:
+        try:
+            yield there
+        finally:
+            over.set()
+
+
 def text_of(request: Request) -> str:
     """The last text part of a request."""
     return str([part["text"] for part in request["messages"][0]["content"] if part["type"] == "text"][-1])

@@ -7,12 +7,11 @@ import builtins
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from email.utils import formatdate
-from threading import Event
 from time import time
 from typing import Any
 
 import pytest
-from tests.endpoint import Endpoint, Reply, endpoint, refuses, says, text_of
+from tests.endpoint import Endpoint, Reply, endpoint, refuses, says, silent, text_of
 
 from longtake.engines import remote
 from longtake.engines.remote import Heard, Remote
@@ -89,17 +88,10 @@ def test_what_another_moment_may_mend_is_asked_again(trouble: Reply, name: str) 
 
 
 def test_an_endpoint_that_says_nothing_is_left(waits: list[float]) -> None:
-    over = Event()
-
-    def silent(*_: object) -> Reply:
-        over.wait(60.0)
-        return Reply()
-
-    with endpoint(silent) as there:
+    with silent() as there:
         client = Remote(there.url, "judge-1", retries=1, timeout=0.1)
         got = client.chat("Which?", [], 16)
         client.close()
-        over.set()
     assert (got.calls, got.troubles, got.error) == (2, ("timeout", "timeout"), "no answer in time")
     assert waits == [1.0]
 

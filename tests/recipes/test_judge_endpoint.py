@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from threading import Event
 
 import pytest
-from tests.endpoint import Reply, Request, endpoint, refuses, says, text_of
+from tests.endpoint import Reply, Request, endpoint, refuses, says, silent, text_of
 from tests.recipes.judges import PATIENCE, TINY, about, config, fair, files, run, shown
 from tests.recipes.killing import Death, killed
 from tests.world import World, metrics, summary
@@ -37,14 +36,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_orders_are_asked_and_agree(world: World, tmp_path: Path) -> None:
-    second = Event()
-
-    def meets(request: Request, number: int) -> Reply:
-        """The first waits for another beside it."""
-        second.wait(PATIENCE / 2) if number == 0 else second.set()
-        return fair(request)
-
-    with endpoint(meets) as there:
+    second = Event()  # the first request waits for another beside it
+    with endpoint(lambda r, number: (second.wait(9) if number == 0 else second.set(), fair(r))[1]) as there:
         done = run(config(world, tmp_path / "run", there.url))
     assert len(there.requests) == VERDICTS
     orders = {shown(request) for request in there.requests}
@@ -197,7 +190,7 @@ def test_failures_may_be_allowed_after_the_fact(world: World, tmp_path: Path) ->
 def test_an_endpoint_that_is_gone_is_left_alone(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distant, "GIVE_UP", 5)
     written = asking.append_jsonl
-    monkeypatch.setattr(asking, "append_jsonl", lambda *row: (time.sleep(0.1), written(*row)))  # a slow disk
+    monkeypatch.setattr(asking, "append_jsonl", lambda *row: (Event().wait(0.1), written(*row)))  # a slow disk
     with endpoint(lambda *_: refuses(503, "loading")) as there, pytest.raises(UserError) as caught:
         run(config(world, tmp_path / "run", there.url))
     assert caught.value.what == "the endpoint does not answer"
@@ -208,16 +201,9 @@ def test_an_endpoint_that_is_gone_is_left_alone(world: World, tmp_path: Path, mo
 
 
 def test_silence_is_a_failure(world: World, tmp_path: Path) -> None:
-    over = Event()
-
-    def silent(*_: object) -> Reply:
-        over.wait(PATIENCE)
-        return Reply()
-
     quick = Judge(url="http://x", model="judge-1", workers=16, retries=0, timeout=0.2, most_failed=1.0)
-    with endpoint(silent) as there:
+    with silent() as there:
         done = run(config(world, tmp_path / "run", judge=quick.model_copy(update={"url": there.url})))
-        over.set()
     assert (done["ok"], done["failed"], done["failures"]) == (False, 8, {"timeout": VERDICTS})
 
 

@@ -37,11 +37,14 @@ STEPS, GROUP, TOKENS, HEAT = 2, 2, 6, 0.7
 
 
 @pytest.fixture(autouse=True)
-def exact(one_thread):
+def exact():
     """As in test_twin."""
+    threads = torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

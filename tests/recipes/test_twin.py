@@ -37,11 +37,14 @@ EXACT = 1e-10
 
 
 @pytest.fixture(autouse=True)
-def exact(one_thread):
+def exact():
     """Rewards and draws in float64 too."""
+    threads = torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -37,10 +37,13 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def exact(one_thread: None) -> Iterator[None]:
+def exact() -> Iterator[None]:
+    threads = torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
 
 
 def shown(name: str | None) -> Any:
