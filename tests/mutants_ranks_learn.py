@@ -131,7 +131,7 @@ DEGREE = breaks(
     ("if found else size", "if found else 1", "alone where nothing fits"),
     ("shares=in_parts(model.layers)", "shares=True", "always in shares"),
     ("shares=in_parts(model.layers)", "shares=False", "never in shares"),
-    ("visual=tokens, question=1", "visual=1, question=1", "the longest prompt is short"),
+    ("visual=longest, question=1", "visual=1, question=1", "the longest prompt is short"),
     ("answer=ANSWERS // 8", "answer=1", "no answers to keep room for"),
     ("max(films.longest, _longest(films, looks))", "_longest(films, looks)", "what was long is forgotten"),
     ("films.sequence or degree(", "degree(", "what was asked for has no effect"),
@@ -167,7 +167,7 @@ DISTANT = (
     + breaks(
         "engines/for_all.py",
         (
-            "        with whole(model.layers):\n            self._led(load)",
+            "        with gathered(model.net):\n            self._led(load)",
             "        self._led(load)",
             "a share goes for all",
         ),

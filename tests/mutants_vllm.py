@@ -92,7 +92,7 @@ PROCESS += breaks(
 WRITTEN = breaks(
     "engines/vllm_weights.py",
     ("* layer.scaling[NAME]", "", "a LoRA without its scale"),
-    ('and ".lora_" not in at', "", "the adapter's own weights go too"),
+    ('if ".lora_" not in name', "", "the adapter's own weights go too"),
     ('model.adapter.kind == "alora"', 'model.adapter.kind == "none"', "an aLoRA is merged"),
     ("if not all(x.is_floating_point()", "if all(x.is_complex()", "four bits go as numbers"),
     ("(context + SPARE)", "1", "no room for long films"),

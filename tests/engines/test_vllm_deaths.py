@@ -1,5 +1,6 @@
 """The client of vLLM against a worker that does not start, dies, hangs and babbles; no vLLM here."""
 
+import json
 import os
 import signal
 import subprocess
@@ -104,6 +105,24 @@ def test_a_python_that_is_none(model, features, tmp_path):
     for python, why in ((tmp_path / "nowhere", "No such file"), (plain, "Permission denied")):
         with refused("no Python there", why, ".venv-vllm"):
             VllmEngine.open(model, Place(python, tmp_path), features, "v1")
+
+
+def test_the_worker_of_a_rank_is_no_rank():
+    code = """
+import os, sys, types
+from longtake.engines import vllm_worker
+def llm(model, **options):
+    raise ValueError(" ".join(name for name in os.environ if "RANK" in name or "MASTER" in name) or "no rank")
+sys.modules["vllm"] = types.SimpleNamespace(LLM=llm, SamplingParams=None)
+sys.argv = ["vllm_worker.py", "model", '{"max_model_len": 9}']
+vllm_worker.main()
+"""
+    ranked = {"RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu", "ROLE_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env={**os.environ, **ranked}, stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+        said = json.loads(worker.stdout.readline())
+    assert said == {"op": "failed", "kind": "ValueError", "why": "no rank"}
 
 
 def test_a_python_without_vllm(model, features, tmp_path):

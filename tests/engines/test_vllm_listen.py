@@ -140,6 +140,8 @@ def test_a_listener_of_another_version_and_a_folder_that_is_not_there(started, l
     begin = worker_at(url)
     with refused("does not start", "there is no .*elsewhere on its machine", "under the same name"):
         started(begin=lambda shelf, options, log: begin(shelf / "elsewhere", options, log))
+    with refused("does not start", "Is a directory"):
+        started(begin=lambda shelf, options, log: begin(shelf, options, shelf))
     monkeypatch.setattr(vllm_reach, "WORKER", FAKE)
     with refused("does not start", "another version", "of this longtake"):
         started(begin=begin)

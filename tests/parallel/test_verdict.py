@@ -1,7 +1,12 @@
 """What is told of a run of several ranks that ended badly, and when it is early for that."""
 
-import pytest
+import io
+import json
 
+import pytest
+import torch.distributed as dist
+
+from longtake.log import Log
 from longtake.parallel.verdict import (
     CUT_OFF,
     DONE,
@@ -17,6 +22,7 @@ from longtake.parallel.verdict import (
     Seen,
     verdict,
 )
+from longtake.parallel.watch import Watch
 
 AGAIN = "; run the same command again to go on"
 ROLLOUT = {"phase": "rollout", "row": "question cups-7"}
@@ -113,6 +119,22 @@ def test_where_there_are_signs_of_death_a_shorter_silence_is_enough(sign) -> Non
     between = Beat(9, phase="after phase update", row="step 4")
     assert verdict(seen(told, between, silent=[0.0, LOST + 1]), NOW)[0].startswith("rank 1 died after phase update, at")
     assert seen(told, Beat(9), silent=[0.0, LOST - 1]).lost == []
+
+
+def test_who_slept_gives_the_others_their_time_again() -> None:
+    """Or the end of one would be told before the rank that caused it is known to be dead."""
+    store, told = dist.HashStore(), []
+    watched = Watch(store, 0, 2, Log(stream=io.StringIO(), ranks=2), None, "")
+    watched._settle = lambda *given: told.append(given)
+    store.set("beat/1", json.dumps(Beat(1, STOPPED, "its end", 143).plain()))
+    watched._look()
+    watched._looked -= 1000.0
+    watched._trouble -= 1000.0
+    watched._look()
+    assert told == []
+    watched._trouble -= 1000.0
+    watched._look()
+    assert told == [(0, "its end", 143)]
 
 
 def test_who_has_come_to_an_end_is_not_silent() -> None:

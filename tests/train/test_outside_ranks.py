@@ -93,13 +93,14 @@ def over(world: Any, made: Any, degree: int, shares: bool) -> Any:
     return asked(made, mesh(world, degree), shares=shares)
 
 
-@pytest.mark.parametrize(("size", "degree", "shares"), [
-    (2, 1, False), (2, 2, False), (3, 1, False), (3, 3, False), (4, 2, False), (2, 1, True), (2, 2, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("made", "size", "degree", "shares"),
+    [(kind, *parts, False) for kind in ("full", "lora") for parts in ((2, 1), (2, 2), (3, 1), (3, 3), (4, 2))]
+    + [("full", 2, 1, True), ("full", 2, 2, True)],
+    indirect=["made"],
+)
 def test_all_ranks_have_what_one_has(made: Any, size: int, degree: int, shares: bool) -> None:
-    if shares and made[0].adapter is not None:
-        pytest.skip("a LoRA's weights are whole")
-    (want, here, numbers, heard) = asked(made, ONE)
+    want, here, numbers, heard = asked(made, ONE)
     assert all(here)
     assert heard == ["a", "a", "b"]
     found = run(size, over, made, degree, shares)

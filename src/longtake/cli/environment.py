@@ -2,7 +2,7 @@
 
 Two idle OpenMP threads that spin, and an allocator that gives memory back after every step, cost a small model on a few
 cores up to four fifths of its time. glibc and libgomp read these names once, when the process starts: so a stage that
-trains starts itself again with them. What the user has set stays.
+trains starts itself again with them. What the user has set stays, but for OURS.
 
 `python -m longtake.cli.environment -m pytest …` starts Python under the same settings.
 """

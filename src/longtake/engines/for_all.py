@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 from longtake.errors import UserError
 from longtake.parallel.axis import Axis
-from longtake.parallel.fsdp import whole
-from longtake.protocols import Model
+from longtake.parallel.checkpoint import gathered
+from longtake.protocols import Engine, Model
 from longtake.records import Draw, Features, Group, Prompt
 from longtake.runtime.rows import FeaturesOf
 
@@ -22,11 +22,8 @@ T = TypeVar("T")
 NOBODY: list[str] | None = None  # asks for features any more
 
 
-class Distant(Protocol):
-    """An engine in another process (see protocols.Engine)."""
-
-    def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
-        """[N] groups; answer g of prompt n follows draws[n][g]."""
+class Distant(Engine, Protocol):
+    """An engine in another process."""
 
     def load(self, model: Model, version: str) -> None:
         """The engine answers with these weights from now on; nothing to do if it has this version."""
@@ -59,7 +56,7 @@ class OneForAll:
             def start() -> None:
                 made._engine = stack.enter_context(begin(made._ask))
 
-            with whole(model.layers):
+            with gathered(model.net):
                 made._led(start)
             yield made
 
@@ -70,11 +67,11 @@ class OneForAll:
             assert self._engine is not None
             self._engine.load(model, version)
 
-        with whole(model.layers):
+        with gathered(model.net):
             self._led(load)
 
     def generate(self, prompts: Sequence[Prompt], draws: Sequence[Sequence[Draw]], max_tokens: int) -> list[Group]:
-        """See Distant."""
+        """See protocols.Engine."""
 
         def answered() -> list[Any]:
             assert self._engine is not None

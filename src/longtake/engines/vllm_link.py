@@ -40,7 +40,7 @@ class Job:
 
 @dataclass(slots=True)
 class Link:
-    """A worker, which the first weights start. Example: Link(beside(python), python, {}, folder, features, 60)."""
+    """A worker, which the first weights start. Example: Link(worker_at(python), python, {}, folder, features, 60)."""
 
     begin: Begin
     where: str  # its Python or URL

@@ -23,7 +23,8 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 GRACE = 5.0  # seconds for a worker to end by itself
 TURN = 60.0  # seconds to wait for the one before, which may have much memory to give back
 LOOK = 200  # milliseconds between looks at a worker
-ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a machine that is gone is noticed in a minute
+# a machine that is gone is noticed in a minute
+ALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1}
 
 
 class Listener:
@@ -47,9 +48,8 @@ class Listener:
 
     def _session(self, link: socket.socket, peer: str) -> None:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for name, value in ALIVE.items():
-            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        for option, value in ALIVE.items():
+            link.setsockopt(socket.IPPROTO_TCP, option, value)
         with link, suppress(OSError):
             first = _first(link)
             trouble = self._trouble(first)
@@ -78,8 +78,10 @@ class Listener:
         for folder in (first["model"], os.path.dirname(first["log"])):
             if not os.path.isdir(folder):
                 return f"there is no {folder} on its machine: the run's folder must be seen from both"
-        if not os.access(os.path.dirname(first["log"]), os.W_OK):
-            return f"it may not write {first['log']}"
+        try:
+            open(first["log"], "ab").close()
+        except OSError as error:
+            return str(error)
         return ""
 
     def _attend(self, link: socket.socket, first: dict[str, Any]) -> str:

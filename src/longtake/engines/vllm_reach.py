@@ -46,12 +46,7 @@ class Connection(Peer):
             self._socket = socket.create_connection((address.hostname, address.port), timeout=GRACE)
         except (OSError, ValueError) as error:
             fix = f"start it there, with the Python that has vLLM: python {LISTENER.name} HOST:PORT (docs/vllm.md)"
-            raise UserError(
-                "no worker of vLLM listens there",
-                where=url,
-                why=getattr(error, "strerror", None) or str(error),
-                fix=fix,
-            ) from error
+            raise UserError("no worker of vLLM listens there", where=url, why=str(error), fix=fix) from error
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().__init__(self._socket.makefile("rb"), log)

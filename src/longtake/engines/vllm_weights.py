@@ -59,17 +59,9 @@ def export(model: Network, folder: Path, dtype: torch.dtype, context: int) -> No
 
 
 def merged(model: Network) -> dict[str, Tensor]:
-    """The network's weights by name, each with what the adapter adds to it; the network keeps its own.
-
-    Weights in shares are to be whole (parallel.fsdp.whole): the network's own state_dict would take them back.
-    """
+    """The network's weights by name, each with what the adapter adds to it; the network keeps its own."""
     layers = model.adapter.layers if model.adapter is not None else {}
-    state = {
-        f"{at}.{name}": x.detach()
-        for at, module in model.net.named_modules(remove_duplicate=False)
-        for name, x in (*module._parameters.items(), *module._buffers.items())
-        if x is not None and ".lora_" not in at and name not in module._non_persistent_buffers_set
-    }
+    state = {name: x for name, x in model.net.state_dict().items() if ".lora_" not in name}
     for name, layer in layers.items():
         weight_OI = state[f"{name}.base_layer.weight"]
         b_Or, a_rI = layer.lora_B[NAME].weight, layer.lora_A[NAME].weight

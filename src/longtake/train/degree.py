@@ -55,7 +55,8 @@ def degree(films: Films, longest: int) -> int:
     model, size = films.model, films.ranks.world.size
     device, _ = room_of(model.net.device)
     shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", ANSWERS)
-    found = fewest(shape, work(longest), way, Mesh(size, shares=in_parts(model.layers)), device, inf)
+    work = Work(frames=1, visual=longest, question=1, answer=ANSWERS // 8)  # of eight, learned from at once
+    found = fewest(shape, work, way, Mesh(size, shares=in_parts(model.layers)), device, inf)
     return found.sequence if found else size
 
 
@@ -65,11 +66,6 @@ def large(model: Model) -> bool:
     shape, way = shape_of(model.net.config.to_dict()), way_of(model, "layers", ANSWERS)
     found = room(shape, Work(frames=1, visual=1, question=1), way)
     return found.weights + found.learning > device / 3
-
-
-def work(tokens: int) -> Work:
-    """A prompt of so many, and as many answer tokens as are learned from at once."""
-    return Work(frames=1, visual=tokens, question=1, answer=ANSWERS // 8)
 
 
 def _longest(films: Films, looks: Iterable[Look]) -> int:

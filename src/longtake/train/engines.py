@@ -104,12 +104,8 @@ def beside_of(
         own = vllm_of if settings.kind == "vllm" else sglang_of
         return own(settings, films, weights, folder, log, features)
 
-    if films.ranks.world.size == 1:
-        with begin(films.features) as engine:
-            yield engine
-        return
-    with OneForAll.open(films.ranks.world, films.model, films.features, begin) as shared:
-        yield shared
+    with OneForAll.open(films.ranks.world, films.model, films.features, begin) as engine:
+        yield engine
 
 
 @contextmanager
